@@ -1,0 +1,30 @@
+# Sourced by quickstart.sh and test.sh: makes the virtual environment once and installs the project into it.
+#
+#   PYTHON=python3.11   the interpreter to begin with
+#   VENV=.venv          where the environment lives
+#
+# usage: source scripts/setup_env.sh EXTRAS   (such as "trm,agents")
+
+setup_env() {
+    local extras="$1" stamp
+    local venv="${VENV:-$PWD/.venv}" python="${PYTHON:-python3.11}"
+    command -v "$python" >/dev/null || python=python3
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "Python 3.11 or newer was expected, got $("$python" --version 2>&1); set PYTHON=/path/to/python3.11" >&2
+        return 1
+    }
+    # What is installed depends on these files alone; an unchanged sum means that there is nothing to do.
+    stamp="$extras $(cat setup.cfg constraints.txt | cksum)"
+    if [ "$(cat "$venv/.deeprec-$extras" 2>/dev/null)" != "$stamp" ]; then
+        [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+        echo "Installing deeprec-env[$extras] into $venv (a few minutes the first time) …"
+        # torch first: any other requirement would otherwise pull its own choice of build.
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]"
+        echo "$stamp" >"$venv/.deeprec-$extras"
+    fi
+    PATH="$venv/bin:$PATH"
+    export PATH
+    # Waiting threads must sleep: spinning ones make every other process crawl on a shared machine.
+    export OMP_WAIT_POLICY=passive
+}
