@@ -1,0 +1,1 @@
+"""Agents: policies that play the environment, their evaluation and training. Imports nothing heavy."""

@@ -1,0 +1,183 @@
+"""What an agent is, what it may see, and the shape of a policy by rule. Owns no loop (see agents.play)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+
+from deeprec_env.protocol import render_recommend, render_search
+from trm.types import IntArray
+
+if TYPE_CHECKING:
+    from deeprec_env.episode import Episode
+    from deeprec_env.game import Game
+
+    from deeprec_env.config import GameConfig
+    from trm.data.catalog import Catalog
+
+
+class AgentError(Exception):
+    """An agent cannot be built, or answered something that is no list of actions."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenTurn:
+    """One finished turn as the agent saw it: no reward, no oracle."""
+
+    action: str
+    observation: str
+    preference: str
+    """The preference that was searched; "" if it was empty."""
+    candidate_ids: tuple[int, ...]
+    """What the search returned, best first."""
+
+
+class EpisodeView:
+    """A read-only face of an Episode: all that an agent may know, and never the target.
+
+    Attributes of the view are current: `turns` and `pool` grow while the episode is played.
+    """
+
+    __slots__ = ("__episode", "__game", "__key", "__popularity", "__seed")
+
+    def __init__(self, episode: Episode, game: Game, *, key: int, seed: int, popularity: IntArray) -> None:
+        self.__episode = episode
+        self.__game = game
+        self.__key = key
+        self.__seed = seed
+        self.__popularity = popularity
+
+    @property
+    def key(self) -> int:
+        """The episode's place in the list that `play` returns; unique within one call of `play`."""
+        return self.__key
+
+    @property
+    def seed(self) -> int:
+        """A number drawn from (the run's seed, the user, the sample); the same whatever the batch size."""
+        return self.__seed
+
+    @property
+    def prompt(self) -> str:
+        """The first observation; ends in the open think tag and a newline."""
+        return self.__episode.prompt
+
+    @property
+    def history(self) -> tuple[int, ...]:
+        """The user's whole history as item ids, oldest first (the prompt may show its end only)."""
+        return tuple(self.__episode.history)
+
+    @property
+    def turns(self) -> tuple[SeenTurn, ...]:
+        """The finished turns, first to last."""
+        return tuple(
+            SeenTurn(turn.action, turn.observation, turn.preference or "", tuple(turn.candidate_ids))
+            for turn in self.__episode.turns
+        )
+
+    @property
+    def num_turns(self) -> int:
+        """How many turns are finished."""
+        return len(self.__episode.turns)
+
+    @property
+    def last_observation(self) -> str:
+        """The newest text from the environment: the last turn's observation, before any turn the prompt."""
+        turns = self.__episode.turns
+        return turns[-1].observation if turns else self.__episode.prompt
+
+    @property
+    def pool(self) -> tuple[int, ...]:
+        """All candidates seen so far, without repetition, in the order of their first appearance."""
+        return tuple(self.__episode.pool)
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalogue of the world that is played."""
+        return self.__game.world.catalog
+
+    @property
+    def config(self) -> GameConfig:
+        """The rules of the game: k, top_k, max_turns, ..."""
+        return self.__game.config
+
+    @property
+    def popularity(self) -> IntArray:
+        """int64 [num_items + 1]: interactions an item in the training part of the data; not to be written to."""
+        return self.__popularity
+
+    def rng(self) -> np.random.Generator:
+        """Return a generator that depends on the seed and the number of finished turns only."""
+        return np.random.default_rng([self.__seed, self.num_turns])
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """A policy over texts. One object plays many episodes at a time.
+
+    An agent may keep notes by `view.key`; keys start anew with each call of `play`.
+    """
+
+    name: str
+    """Stands in tables and keys saved results: it must differ when the policy differs."""
+
+    def act(self, episodes: Sequence[EpisodeView]) -> list[str]:
+        """Return one action text an episode, in their order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One search that a rule plans."""
+
+    preference: str
+    """"" asks for the recommender's own order."""
+    reasoning: str
+    """What is written before it."""
+
+
+class RuleAgent(ABC):
+    """A policy that plans its searches from the history, makes them all, and then ranks.
+
+    Plan and ranking are functions of the view alone, so a rule agent keeps nothing between two calls.
+    """
+
+    name: str
+
+    @abstractmethod
+    def plan(self, view: EpisodeView) -> Sequence[Step]:
+        """Return the searches to make, at least one. It must be the same at every turn of an episode."""
+
+    @abstractmethod
+    def rank(self, view: EpisodeView) -> Iterable[int]:
+        """Yield item ids, best first; at least top_k of different titles when the catalogue allows it."""
+
+    def conclude(self, view: EpisodeView) -> str:
+        """Return the reasoning that stands before the recommendation."""
+        return f"I rank what fits best out of {len(view.pool)} items."
+
+    def act(self, episodes: Sequence[EpisodeView]) -> list[str]:
+        """Return the next search of each plan, or the recommendation where the plan is done."""
+        return [self._act(view) for view in episodes]
+
+    def _act(self, view: EpisodeView) -> str:
+        steps = self.plan(view)[: view.config.max_turns]
+        if view.num_turns < len(steps):
+            step = steps[view.num_turns]
+            return render_search(step.preference, reasoning=step.reasoning)
+        titles = first_titles(view.catalog, self.rank(view), view.config.top_k)
+        return render_recommend(titles, reasoning=self.conclude(view))
+
+
+def first_titles(catalog: Catalog, item_ids: Iterable[int], count: int) -> list[str]:
+    """Return the titles of the first items, at most `count`, no title twice (two items may share one)."""
+    titles: dict[str, None] = {}
+    for item_id in item_ids:
+        titles.setdefault(catalog.title(item_id))
+        if len(titles) == count:
+            break
+    return list(titles)

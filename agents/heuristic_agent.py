@@ -1,0 +1,120 @@
+"""The agent *heuristic*: preferences from the history's attributes, several searches, one fused ranking."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+import numpy as np
+
+from agents.base import AgentError, EpisodeView, RuleAgent, Step
+from trm.data.catalog import Catalog
+
+_RANGE = re.compile(r"(\d+)-(\d+)")
+
+
+class HeuristicAgent(RuleAgent):
+    """Searches with an empty preference and with attributes of the history, and fuses the answers.
+
+    The answers are fused by reciprocal rank: an item scores, for each search that found it, that search's weight divided
+    by (`rank_offset` + its rank there). The defaults were chosen on the validation split of MovieLens-100K.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_searches: int | str | Sequence[int] = 4,
+        empty_weight: float = 4.0,
+        rank_offset: float = 5.0,
+        recent: int = 5,
+        name: str | None = None,
+    ) -> None:
+        """Build the agent.
+
+        Args:
+            num_searches: how many searches an episode; a range, "2-4" or (2, 4), is drawn from by the view's seed.
+            empty_weight: the weight of the search with an empty preference; every other search has 1.
+            rank_offset: above 0; the larger, the more agreement counts and the less the first places.
+            recent: how many of the last items are the recent ones.
+            name: how it is called in tables; by default from the options that differ.
+
+        Raises:
+            AgentError: if an option is out of its range.
+        """
+        self._low, self._high = _parse_range(num_searches)
+        if empty_weight < 0 or rank_offset <= 0 or recent < 1:
+            raise AgentError(
+                "the heuristic agent wants empty_weight >= 0, rank_offset > 0 and recent >= 1, "
+                f"got {empty_weight}, {rank_offset} and {recent}"
+            )
+        self._empty_weight, self._rank_offset, self._recent = empty_weight, rank_offset, recent
+        searches = str(self._low) if self._low == self._high else f"{self._low}-{self._high}"
+        self.name = name or ("heuristic" if searches == "4" else f"heuristic ({searches} searches)")
+        self.fingerprint = f"{searches} {empty_weight} {rank_offset} {recent}"
+
+    def plan(self, view: EpisodeView) -> Sequence[Step]:
+        """Return the empty preference first, and then different facets of the history."""
+        count = int(np.random.default_rng(view.seed).integers(self._low, self._high + 1))
+        steps = {"": Step("", "First I see what fits the whole history.")}
+        for step in self._facets(view):
+            if len(steps) == count:
+                break
+            steps.setdefault(step.preference, step)
+        return list(steps.values())
+
+    def rank(self, view: EpisodeView) -> Iterable[int]:
+        """Yield the pool by falling fused score, equal scores by first appearance; then the catalogue."""
+        scores = dict.fromkeys(view.pool, 0.0)
+        for turn in view.turns:
+            weight = 1.0 if turn.preference else self._empty_weight
+            for place, item_id in enumerate(turn.candidate_ids, start=1):
+                scores[item_id] += weight / (self._rank_offset + place)
+        return chain(sorted(scores, key=lambda item_id: -scores[item_id]), range(1, view.catalog.num_items + 1))
+
+    def conclude(self, view: EpisodeView) -> str:
+        """Return the reasoning that stands before the recommendation."""
+        return f"I rank first what {len(view.turns)} searches agree on."
+
+    def _facets(self, view: EpisodeView) -> Iterable[Step]:
+        history = view.history
+        recent = history[-self._recent :]
+        overall = _common_values(view.catalog, history)
+        lately = _common_values(view.catalog, recent)
+        newest = _common_values(view.catalog, history[-1:])
+        for values, reasoning in (
+            (overall[:3], "All in all they like {}."),
+            (lately[:3], "Lately they chose {}."),
+            (newest[:4], "The last choice was {}."),
+            (lately[:1], "One thing stands out: {}."),
+            (overall[:1], "Mostly it was {}."),
+            (overall[1:3], "They also like {}."),
+            (lately[1:3], "There was also {}."),
+            (overall[3:5], "Now and then it was {}."),
+        ):
+            if values:
+                preference = "; ".join(values)
+                yield Step(preference, reasoning.format(", ".join(values)))
+
+
+def _common_values(catalog: Catalog, item_ids: Iterable[int]) -> list[str]:
+    """Return the attribute values of the items, the commonest first, equal ones in order of appearance."""
+    counts: Counter[str] = Counter()
+    for item_id in item_ids:
+        for values in catalog[item_id].attributes.values():
+            counts.update(values)
+    return [value for value, _ in counts.most_common()]
+
+
+def _parse_range(num_searches: int | str | Sequence[int]) -> tuple[int, int]:
+    match num_searches:
+        case bool():
+            pass
+        case int() if num_searches >= 1:
+            return num_searches, num_searches
+        case str() if found := _RANGE.fullmatch(num_searches.strip()):
+            return _parse_range((int(found[1]), int(found[2])))
+        case (int(low), int(high)) if 1 <= low <= high:
+            return low, high
+    raise AgentError(f"num_searches must be a number of at least 1 or a range like '2-4', got {num_searches!r}")

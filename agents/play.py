@@ -1,0 +1,124 @@
+"""THE one loop: an agent plays users of a game, many at a time. Evaluation, SFT data and GRPO rollouts all use it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from agents.base import Agent, AgentError, EpisodeView
+
+if TYPE_CHECKING:
+    from deeprec_env.episode import Episode
+    from deeprec_env.game import Game
+
+    from trm.types import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedEpisode:
+    """An episode that has ended."""
+
+    key: int
+    """Its place in the list that `play` returns."""
+    episode: Episode
+    seconds: float
+    """Wall time; the time of a round is shared equally among the episodes that were live in it."""
+
+
+@dataclass(slots=True)
+class _Live:
+    episode: Episode
+    view: EpisodeView
+    seconds: float = 0.0
+
+
+def episode_seed(seed: int, user_index: int, sample: int) -> int:
+    """Return the seed of one episode's view: it depends on the three numbers alone, not on the batch."""
+    return int(np.random.SeedSequence([seed, user_index, sample]).generate_state(1)[0])
+
+
+def play(
+    game: Game,
+    agent: Agent,
+    users: Sequence[int],
+    *,
+    split: str,
+    seed: int = 0,
+    batch_size: int = 256,
+    num_samples: int = 1,
+    progress: bool = False,
+    on_end: Callable[[PlayedEpisode], None] | None = None,
+) -> list[Episode]:
+    """Return the ended episodes of all users, `num_samples` each, in the order of `users`.
+
+    Up to `batch_size` episodes are live at a time; a round is one `agent.act` and one `game.step` over all of them,
+    and whoever ends gives its place to the next. Episode i of the result is sample `i % num_samples` of user
+    `users[i // num_samples]`, and was played under `view.key == i`.
+
+    Args:
+        game: the rules and the world.
+        agent: the policy.
+        users: user indices, 0-based; a user may stand in it more than once.
+        split: whose target is looked for, "train", "valid" or "test".
+        seed: seeds the views, see `episode_seed`.
+        batch_size: how many episodes are live at most.
+        num_samples: episodes a user.
+        progress: whether to show a progress bar.
+        on_end: called with each episode as it ends, in the order of ending.
+
+    Raises:
+        AgentError: if the agent does not answer one string an episode.
+        ValueError: if batch_size or num_samples is below 1.
+    """
+    if batch_size < 1 or num_samples < 1:
+        raise ValueError(f"batch_size and num_samples must be at least 1, got {batch_size} and {num_samples}")
+    num_episodes = len(users) * num_samples
+    popularity = _popularity(game)
+    ended: dict[int, Episode] = {}
+    live: list[_Live] = []
+    next_key = 0
+    with tqdm(total=num_episodes, desc=agent.name, unit="episode", disable=not progress) as bar:
+        while len(ended) < num_episodes:
+            started = time.perf_counter()
+            while next_key < num_episodes and len(live) < batch_size:
+                user, sample = users[next_key // num_samples], next_key % num_samples
+                view_seed = episode_seed(seed, user, sample)
+                live.append(_start(game, user, split, key=next_key, seed=view_seed, popularity=popularity))
+                next_key += 1
+            _play_round(game, agent, live)
+            share = (time.perf_counter() - started) / len(live)
+            for entry in live:
+                entry.seconds += share
+                if entry.episode.ended:
+                    ended[entry.view.key] = entry.episode
+                    bar.update()
+                    if on_end is not None:
+                        on_end(PlayedEpisode(entry.view.key, entry.episode, entry.seconds))
+            live = [entry for entry in live if not entry.episode.ended]
+    return [ended[key] for key in range(num_episodes)]
+
+
+def _popularity(game: Game) -> IntArray:
+    counts = np.array(game.world.splits.train_counts(), dtype=np.int64)
+    counts.flags.writeable = False
+    return counts
+
+
+def _start(game: Game, user: int, split: str, *, key: int, seed: int, popularity: IntArray) -> _Live:
+    episode = game.start(user, split)
+    return _Live(episode, EpisodeView(episode, game, key=key, seed=seed, popularity=popularity))
+
+
+def _play_round(game: Game, agent: Agent, live: Sequence[_Live]) -> None:
+    actions = agent.act([entry.view for entry in live])
+    if len(actions) != len(live) or not all(isinstance(action, str) for action in actions):
+        raise AgentError(
+            f"agent {agent.name!r} must answer {len(live)} strings, one an episode, got {len(actions)} of types "
+            f"{sorted({type(action).__name__ for action in actions})}"
+        )
+    game.step([entry.episode for entry in live], actions)

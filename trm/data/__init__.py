@@ -1,0 +1,1 @@
+"""Items, interactions, splits and prepared data sets: numpy only."""

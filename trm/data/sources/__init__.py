@@ -1,0 +1,1 @@
+"""One reader a raw format; each gives a prepared data set."""
