@@ -1,4 +1,4 @@
-"""Agents measured: one row a user, kept on disk as it comes; means with intervals. Owns no table (see agents.report)."""
+"""Agents measured: one row a user, kept on disk as it comes; means with intervals. agents.report draws tables."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Header:
     game: str
     """The rules, as text."""
     order: int = 0
-    """The place of the agent in tables."""
+    """The agent's place in tables: first evaluated, first shown."""
 
     @property
     def key(self) -> str:
@@ -164,10 +164,10 @@ def evaluate(
         ValueError: if users is empty or holds one twice.
     """
     if not users or len(set(users)) != len(users):
-        raise ValueError(f"users must hold at least one index, and none twice, got {len(users)} of which {len(set(users))} differ")
+        raise ValueError(f"users must be at least one, none twice, got {len(users)} with {len(set(users))} different")
     results = []
-    for place, agent in enumerate(agents):
-        header = _header(game, agent, split=split, seed=seed, order=place)
+    for agent in agents:
+        header = _header(game, agent, split=split, seed=seed)
         with _RowStore(out, header) as store:
             missing = [user for user in users if user not in store.rows]
             if len(missing) < len(users):
@@ -227,7 +227,8 @@ def load_results(out: Path) -> list[AgentResult]:
     for path in sorted(_rows_folder(out).glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
         header, rows = _read(path)
         if header is not None and rows:
-            newest[(header.agent, header.dataset, header.split, header.game)] = AgentResult(header, tuple(rows.values()))
+            question = (header.agent, header.dataset, header.split, header.game)
+            newest[question] = AgentResult(header, tuple(rows.values()))
     return sorted(newest.values(), key=lambda result: (result.header.dataset, result.header.order, result.header.agent))
 
 
@@ -257,7 +258,7 @@ def target_rank(episode: Episode) -> int:
     return int(episode.outcome.hit_rank or 0)
 
 
-def _header(game: Game, agent: Agent, *, split: str, seed: int, order: int) -> Header:
+def _header(game: Game, agent: Agent, *, split: str, seed: int) -> Header:
     world = game.world
     checksum = zlib.crc32(np.ascontiguousarray(world.item_id_vectors).tobytes(), world.catalog.num_items)
     return Header(
@@ -268,7 +269,6 @@ def _header(game: Game, agent: Agent, *, split: str, seed: int, order: int) -> H
         split=split,
         seed=seed,
         game=repr(game.config),
-        order=order,
     )
 
 
@@ -309,9 +309,12 @@ class _RowStore:
     def __enter__(self) -> _RowStore:
         if self._path is None:
             return self
-        if self._path.exists():
-            _, self.rows = _read(self._path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        orders = [found.order for path in self._path.parent.glob("*.jsonl") if (found := _read(path)[0]) is not None]
+        self.header = dataclasses.replace(self.header, order=max(orders, default=-1) + 1)
+        if self._path.exists():
+            found, self.rows = _read(self._path)
+            self.header = found or self.header
         draft = self._path.with_suffix(f".{os.getpid()}.tmp")
         first = json.dumps({"format": FORMAT, **dataclasses.asdict(self.header)}, ensure_ascii=False)
         draft.write_text("".join(f"{line}\n" for line in (first, *self._lines())), encoding="utf-8")

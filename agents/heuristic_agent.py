@@ -18,8 +18,8 @@ _RANGE = re.compile(r"(\d+)-(\d+)")
 class HeuristicAgent(RuleAgent):
     """Searches with an empty preference and with attributes of the history, and fuses the answers.
 
-    The answers are fused by reciprocal rank: an item scores, for each search that found it, that search's weight divided
-    by (`rank_offset` + its rank there). The defaults were chosen on the validation split of MovieLens-100K.
+    The answers are fused by reciprocal rank: an item scores, for each search that found it, that search's weight
+    divided by (`rank_offset` + its rank there). The defaults were chosen on the validation split of MovieLens-100K.
     """
 
     def __init__(

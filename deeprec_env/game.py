@@ -1,0 +1,160 @@
+"""The game: many episodes, one step, one retriever call. Environments and agents' loops are thin shells over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deeprec_env.config import SPLITS, GameConfig
+from deeprec_env.episode import Episode, Turn, Verdict, judge, reset_info, step_info
+from deeprec_env.errors import unknown_name
+from deeprec_env.prompts import render_prompt
+from deeprec_env.protocol import render_items
+from deeprec_env.rewards.compose import Step, build_scorer, pay
+from deeprec_env.rewards.outcome import Outcome, build_outcome
+from deeprec_env.world import World
+from trm.types import RetrievalQuery
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What `gymnasium.Env.step` returns."""
+
+    observation: str
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+
+
+class Game:
+    """The rules over one world. Holds no episode and no randomness."""
+
+    def __init__(self, world: World, config: GameConfig | None = None) -> None:
+        """Bind rules and world.
+
+        Args:
+            world: catalogue, users and recommender.
+            config: the defaults if None.
+        """
+        self.world = world
+        self.config = config or GameConfig()
+        self._scorer = build_scorer(
+            world, self.config.rewards, stage=self.config.stage, top_k=self.config.top_k
+        )
+
+    def start(self, user_index: int, split: str = "train") -> Episode:
+        """Return a new episode of this user.
+
+        Raises:
+            ValueError: if there is no such user or split.
+        """
+        if split not in SPLITS:
+            raise unknown_name("split", split, SPLITS)
+        num_users = self.world.splits.num_users
+        if not 0 <= user_index < num_users:
+            raise ValueError(f"expected user_index to be in 0..{num_users - 1}, got {user_index}")
+        example = self.world.splits.example(split, int(user_index))  # type: ignore[arg-type]
+        # A user may have chosen the same item before; the target must not be seen.
+        history = tuple(item_id for item_id in example.history if item_id != example.target)
+        config = self.config
+        prompt = render_prompt(
+            [self.world.display(item_id) for item_id in history[-config.max_history :]],
+            top_k=config.top_k,
+            style=config.prompt_style,
+            max_history=config.max_history,
+        )
+        return Episode(int(user_index), example.user_id, split, history, example.target, prompt)
+
+    def reset_info(self, episode: Episode) -> dict[str, Any]:
+        """Return the fresh `info` of an episode that has just started."""
+        return reset_info(episode)
+
+    def step(self, episodes: Sequence[Episode], actions: Sequence[str]) -> list[StepResult]:
+        """Play one action in each episode and record it there.
+
+        At most one `retriever.retrieve` and one `encoder.encode` are called for all of them.
+
+        Args:
+            episodes: running episodes, each at most once.
+            actions: one text an episode. Any text is an action.
+
+        Raises:
+            TypeError: if an action is not a string.
+            ValueError: if the numbers differ or an episode is given twice.
+            EpisodeEnded: if an episode has ended; then none is changed.
+            RetrieverError: if the recommender is broken; then none is changed.
+        """
+        if len(episodes) != len(actions) or len({id(episode) for episode in episodes}) != len(episodes):
+            raise ValueError(f"expected one action for each of {len(episodes)} distinct episodes, got {len(actions)}")
+        for action in actions:
+            if not isinstance(action, str):
+                raise TypeError(f"expected an action to be a string, got {action!r} of type {type(action).__name__}")
+        verdicts = [judge(episode, action, self.config) for episode, action in zip(episodes, actions, strict=True)]
+        candidates = self._retrieve(episodes, verdicts)
+        self._embed(episodes, actions, verdicts)
+        return [
+            self._finish(*parts) for parts in zip(episodes, actions, verdicts, candidates, strict=True)
+        ]
+
+    def _retrieve(self, episodes: Sequence[Episode], verdicts: Sequence[Verdict]) -> list[tuple[int, ...]]:
+        """Return each episode's candidates, () where nothing is searched."""
+        searching = [place for place, verdict in enumerate(verdicts) if verdict.retrieves]
+        found: list[tuple[int, ...]] = [()] * len(episodes)
+        if searching:
+            config = self.config
+            queries = [
+                RetrievalQuery(episodes[i].history, verdicts[i].preference or "", config.k, config.exclude_history)
+                for i in searching
+            ]
+            for place, answer in zip(searching, self.world.retriever.retrieve(queries), strict=True):
+                found[place] = tuple(answer.item_ids)
+        return found
+
+    def _embed(self, episodes: Sequence[Episode], actions: Sequence[str], verdicts: Sequence[Verdict]) -> None:
+        """Add to each episode the embeddings that its reward will look up."""
+        wanted = [
+            (episode, text)
+            for episode, action, verdict in zip(episodes, actions, verdicts, strict=True)
+            for text in self._scorer.texts(episode, action, verdict)
+            if text not in episode.embeddings
+        ]
+        if wanted:
+            texts = list(dict.fromkeys(text for _, text in wanted))
+            vectors = dict(zip(texts, self.world.encoder.encode(texts), strict=True))
+            for episode, text in wanted:
+                episode.embeddings[text] = vectors[text]
+
+    def _finish(self, episode: Episode, action: str, verdict: Verdict, found: tuple[int, ...]) -> StepResult:
+        outcome = self._outcome(episode, verdict) if verdict.ends else None
+        pool = set(episode.pool)
+        step = Step(action, verdict, found, sum(item_id not in pool for item_id in found), outcome)
+        display = self.world.display
+        observation = (
+            render_items([display(item_id) for item_id in found], show_attributes=self.config.show_attributes)
+            if verdict.retrieves
+            else ""
+        )
+        turn = Turn(
+            action=action,
+            observation=observation,
+            kind=verdict.kind,
+            preference=verdict.preference,
+            candidate_ids=found,
+            num_new_candidates=step.num_new_candidates,
+            reward_terms=pay(episode, self._scorer.due(episode, step)),
+            malformed_reason=verdict.malformed_reason,
+        )
+        episode.append(turn, verdict, outcome=outcome)
+        return StepResult(observation, turn.reward, verdict.terminated, verdict.truncated, step_info(episode))
+
+    def _outcome(self, episode: Episode, verdict: Verdict) -> Outcome:
+        return build_outcome(
+            verdict.titles,
+            target=episode.target,
+            top_k=self.config.top_k,
+            find=self.world.find,
+            pool=set(episode.pool),
+            well_formed=verdict.malformed_reason is None,
+        )

@@ -1,0 +1,135 @@
+"""The published rules, which read the response as text. Kept with their holes, for comparison (arXiv:2505.16810)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from deeprec_env.protocol import (
+    ITEM_LIST_BEGIN,
+    ITEM_LIST_END,
+    PREFERENCE_BEGIN,
+    PREFERENCE_END,
+    RECOMMENDATION_BEGIN,
+    RECOMMENDATION_END,
+    THINK_BEGIN,
+    THINK_END,
+)
+from deeprec_env.rewards.config import PRESETS, RewardConfig
+from deeprec_env.rewards.outcome import hit_reward, likeness, place_weights
+from deeprec_env.rewards.process import diversity_reward, invocation_reward
+from trm.data.catalog import PAD
+from trm.types import FloatArray
+
+_ECHOES = (
+    "[user preference phrases, concatenated by ;]",
+    "[Continue iterating through the process—reasoning before tool invocation,",
+    "[recalled item",
+    "[purchased item",
+    " to recommend]\n",
+)
+_INNER_NAMES = tuple(
+    tag.strip("<|>") for tag in (PREFERENCE_BEGIN, PREFERENCE_END, ITEM_LIST_BEGIN, ITEM_LIST_END)
+)
+_ITEM_BLOCK = re.compile(re.escape(ITEM_LIST_BEGIN) + ".*?" + re.escape(ITEM_LIST_END), re.DOTALL)
+_CJK = re.compile(r"[\u4e00-\u9fff]")
+
+
+def preferences_of(response: str) -> list[str]:
+    """Return the pieces from each preference begin to the next preference end, stripped."""
+    return [piece.partition(PREFERENCE_END)[0].strip() for piece in response.split(PREFERENCE_BEGIN)[1:]]
+
+
+def ranking_of(response: str) -> list[str]:
+    """Return the lines between the last list begin and the next list end; [] without a list."""
+    _, begin, rest = response.rpartition(RECOMMENDATION_BEGIN)
+    return rest.partition(RECOMMENDATION_END)[0].strip().split("\n") if begin else []
+
+
+def format_holds(response: str, n_calls: int, *, top_k: int) -> bool:
+    """Return whether a response is well-formed by the published rules."""
+    counts = {
+        response.count(text)
+        for text in (
+            PREFERENCE_BEGIN,
+            PREFERENCE_END,
+            ITEM_LIST_BEGIN,
+            ITEM_LIST_BEGIN + "\n",
+            ITEM_LIST_BEGIN + "\n1.",
+            ITEM_LIST_END,
+            ITEM_LIST_END + "\n",
+        )
+    }
+    if len(counts) != 1 or n_calls < 1:
+        return False
+    if "Assistant" in response or "assistant" in response or any(echo in response for echo in _ECHOES):
+        return False
+    if THINK_BEGIN in response or response.count(THINK_END) != 1:
+        return False
+    thinking, _, answer = response.partition(THINK_END)
+    if any(response.count(tag) != 1 or answer.count(tag) != 1 for tag in (RECOMMENDATION_BEGIN, RECOMMENDATION_END)):
+        return False
+    after_last_list = response.rpartition(ITEM_LIST_END)[2]
+    if not after_last_list.partition(THINK_END)[0].strip():
+        return False
+    lines = ranking_of(response)
+    if len(lines) != top_k or any(name in line for name in _INNER_NAMES for line in lines):
+        return False
+    return not _CJK.search(_ITEM_BLOCK.sub("", response))
+
+
+def _title_of(line: str) -> str:
+    """Return what follows the first ". ", or the whole line."""
+    head, dot, tail = line.partition(". ")
+    return tail.strip() if dot else head.strip()
+
+
+def score_paper_response(
+    response: str,
+    n_calls: int,
+    target_title: str,
+    *,
+    stage: str,
+    row_by_title: Mapping[str, int],
+    text_vectors: FloatArray,
+    id_vectors: FloatArray,
+    preference_vectors: Mapping[str, FloatArray],
+    top_k: int = 10,
+    config: RewardConfig = PRESETS["paper"],
+) -> dict[str, float]:
+    """Return outcome, format, similarity, invocation, diversity and their total.
+
+    Args:
+        response: all text after the prompt's last opened thinking block.
+        n_calls: how many retrievals were made.
+        target_title: the held-out item's title.
+        stage: "cold" or "rec".
+        row_by_title: lower-case title to its row in the vectors.
+        text_vectors: float32 [num_items + 1, D], row 0 zeros.
+        id_vectors: float32 [num_items + 1, d], row 0 zeros.
+        preference_vectors: unit embeddings of `preferences_of(response)`; needed in stage "cold" only.
+        top_k: lines that the list must have.
+        config: weights.
+    """
+    text = response.strip()
+    holds = format_holds(text, n_calls, top_k=top_k)
+    scores = dict.fromkeys(("outcome", "format", "similarity", "invocation", "diversity"), 0.0)
+    scores["format"] = 0.0 if holds else -config.format_penalty
+    if stage == "cold":
+        scores["invocation"] = invocation_reward(n_calls, config)
+        scores["diversity"] = diversity_reward([preference_vectors[p] for p in preferences_of(text)], config)
+    elif holds:
+        titles = [_title_of(line) for line in ranking_of(text)]
+        hit = next((place for place, title in enumerate(titles[:top_k], start=1) if target_title in title), 0)
+        scores["outcome"] = hit_reward(hit, config)
+        rows = [row_by_title.get(title.lower(), PAD) for title in titles]
+        scores["similarity"] = _similarity(rows, row_by_title.get(target_title.lower(), PAD), text_vectors, id_vectors)
+        scores["similarity"] *= config.similarity_weight
+    scores["total"] = sum(scores.values())
+    return scores
+
+
+def _similarity(rows: Sequence[int], target: int, text_vectors: FloatArray, id_vectors: FloatArray) -> float:
+    weights = place_weights(len(rows))
+    values = likeness(rows, target, text_vectors=text_vectors, id_vectors=id_vectors)
+    return sum(w * s for w, s in zip(weights, values, strict=True)) / sum(weights)

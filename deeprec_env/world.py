@@ -1,0 +1,135 @@
+"""What is played in: a catalogue, its users and the recommender over them; loaded once a process and data set."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deeprec_env.protocol import DisplayItem, display_item
+from trm.data.catalog import Catalog, normalize_title
+from trm.types import FloatArray, Retriever, TextEncoder
+
+if TYPE_CHECKING:
+    from trm.data.splits import LeaveOneOut
+
+_Key = tuple[str, str | None, str | None]
+_WORLDS: dict[_Key, World] = {}
+
+SAMPLE_FOLDER = Path(__file__).parent / "assets" / "sample"
+"""The data set and recommender that the package carries; written by scripts/make_sample.py."""
+
+
+class World:
+    """One data set with its recommender. Shared by all environments over it, and never changed."""
+
+    def __init__(
+        self,
+        name: str,
+        catalog: Catalog,
+        splits: LeaveOneOut,
+        *,
+        retriever: Retriever,
+        encoder: TextEncoder,
+        item_text_vectors: FloatArray,
+        item_id_vectors: FloatArray,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            name: stands in messages and tables.
+            catalog: the items.
+            splits: the users.
+            retriever: answers the searches.
+            encoder: embeds preferences for the reward.
+            item_text_vectors: float32 [num_items + 1, D], unit rows, row 0 zeros.
+            item_id_vectors: float32 [num_items + 1, d], row 0 zeros.
+
+        Raises:
+            ValueError: if the vectors do not have one row an item.
+        """
+        for label, vectors in (("item_text_vectors", item_text_vectors), ("item_id_vectors", item_id_vectors)):
+            if len(vectors) != catalog.num_items + 1:
+                raise ValueError(f"expected {label} to have {catalog.num_items + 1} rows, got {len(vectors)}")
+        self.name = name
+        self.catalog = catalog
+        self.splits = splits
+        self.retriever = retriever
+        self.encoder = encoder
+        self.item_text_vectors = item_text_vectors
+        self.item_id_vectors = item_id_vectors
+        self._key: _Key | None = None
+
+    def __repr__(self) -> str:
+        return f"World({self.name!r}, num_items={self.catalog.num_items}, num_users={self.splits.num_users})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> World:
+        """Return the world itself: it never changes, and `gymnasium.make` copies its arguments."""
+        return self
+
+    def __reduce__(self) -> Any:
+        """Pickle a loaded world by its name, so that workers load (and share) their own."""
+        if self._key is None:
+            return super().__reduce__()
+        return _reload, self._key
+
+    def display(self, item_id: int) -> DisplayItem:
+        """Return the item as it is shown: one line, tags in its texts made harmless."""
+        return self._display[item_id]
+
+    def find(self, title: str) -> tuple[int, ...]:
+        """Return the ids of all items with this title, in the catalogue's spelling or as shown."""
+        return self.catalog.find(title) or self._shown_otherwise.get(normalize_title(title), ())
+
+    @cached_property
+    def row_by_lower_title(self) -> dict[str, int]:
+        """Lower-case title as shown to item id; of several with one title the last."""
+        return {self.display(i).title.lower(): i for i in range(1, self.catalog.num_items + 1)}
+
+    @cached_property
+    def _display(self) -> list[DisplayItem]:
+        ids = range(1, self.catalog.num_items + 1)
+        shown = [display_item(self.catalog.title(i), self.catalog.attribute_line(i)) for i in ids]
+        return [DisplayItem(""), *shown]
+
+    @cached_property
+    def _shown_otherwise(self) -> dict[str, tuple[int, ...]]:
+        ids: dict[str, list[int]] = {}
+        for item_id in range(1, self.catalog.num_items + 1):
+            shown = self.display(item_id).title
+            if item_id not in self.catalog.find(shown):
+                ids.setdefault(normalize_title(shown), []).append(item_id)
+        return {title: tuple(found) for title, found in ids.items()}
+
+
+def _reload(dataset: str, category: str | None, data_home: str | None) -> World:
+    return load_world(dataset, category=category, data_home=data_home)
+
+
+def load_world(
+    dataset: str, *, category: str | None = None, data_home: str | Path | None = None, auto_prepare: bool = True
+) -> World:
+    """Return the world of a data set; the same object for the same arguments within a process.
+
+    Args:
+        dataset: "sample", "ml-100k", "ml-1m" or "amazon".
+        category: of the Amazon reviews.
+        data_home: where prepared data lie; by default $DEEPREC_HOME or ~/.cache/deeprec.
+        auto_prepare: whether what is missing is fetched, prepared and trained, which may take minutes.
+
+    Raises:
+        DatasetNotPrepared: if something is missing and may not, or cannot, be prepared.
+    """
+    key = (dataset, category, None if data_home is None else str(Path(data_home).expanduser().resolve()))
+    if key not in _WORLDS:
+        world = _load_sample() if dataset == "sample" else _load_prepared(key, auto_prepare=auto_prepare)
+        world._key = key
+        _WORLDS[key] = world
+    return _WORLDS[key]
+
+
+def _load_sample() -> World:
+    from trm.data.dataset import load_dataset
+    from trm.frozen import load_frozen
+
+    return build_world(load_dataset(SAMPLE_FOLDER / "dataset"), load_frozen(SAMPLE_FOLDER / "trm"))
