@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +14,9 @@ from trm.data.catalog import Catalog, normalize_title
 from trm.types import FloatArray, Retriever, TextEncoder
 
 if TYPE_CHECKING:
+    from trm.data.dataset import Dataset
     from trm.data.splits import LeaveOneOut
+    from trm.frozen import FrozenTRM
 
 _Key = tuple[str, str | None, str | None]
 _WORLDS: dict[_Key, World] = {}
@@ -79,7 +84,10 @@ class World:
 
     def find(self, title: str) -> tuple[int, ...]:
         """Return the ids of all items with this title, in the catalogue's spelling or as shown."""
-        return self.catalog.find(title) or self._shown_otherwise.get(normalize_title(title), ())
+        found = self.catalog.find(title)
+        if self._shown_otherwise and (others := self._shown_otherwise.get(normalize_title(title))):
+            return tuple(sorted({*found, *others}))
+        return found
 
     @cached_property
     def row_by_lower_title(self) -> dict[str, int]:
@@ -133,3 +141,59 @@ def _load_sample() -> World:
     from trm.frozen import load_frozen
 
     return build_world(load_dataset(SAMPLE_FOLDER / "dataset"), load_frozen(SAMPLE_FOLDER / "trm"))
+
+
+def _load_prepared(key: _Key, *, auto_prepare: bool) -> World:
+    from trm.data.prepare import DatasetRef, load_prepared, prepare_dataset
+    from trm.prepare_trm import load_trm, prepare_trm
+
+    dataset_name, category, home = key
+    ref = DatasetRef(dataset_name, category)
+    with _data_home(home):
+        dataset = prepare_dataset(ref) if auto_prepare else load_prepared(ref)
+        frozen = prepare_trm(ref, dataset) if auto_prepare else load_trm(ref)
+        return build_world(dataset, frozen, cache_folder=_encoder_cache())
+
+
+def _encoder_cache() -> Path:
+    from trm.data.prepare import data_home
+
+    return data_home() / "encoder_cache"
+
+
+@contextmanager
+def _data_home(home: str | None) -> Iterator[None]:
+    """Let `trm` look for prepared data in home, if given."""
+    before = os.environ.get("DEEPREC_HOME")
+    if home is not None:
+        os.environ["DEEPREC_HOME"] = home
+    try:
+        yield
+    finally:
+        if home is not None and before is None:
+            del os.environ["DEEPREC_HOME"]
+        elif home is not None and before is not None:
+            os.environ["DEEPREC_HOME"] = before
+
+
+def build_world(dataset: Dataset, frozen: FrozenTRM, *, cache_folder: Path | None = None) -> World:
+    """Return the world of a data set and the recommender trained on it.
+
+    Args:
+        dataset: items and users.
+        frozen: the recommender's arrays.
+        cache_folder: where text embeddings are kept on disk; in memory only if None.
+    """
+    from trm.retriever import TRMRetriever
+    from trm.text_encoder import CachedEncoder, load_encoder
+
+    encoder = CachedEncoder(load_encoder(frozen.encoder_name), cache_folder)
+    return World(
+        dataset.name,
+        dataset.catalog,
+        dataset.splits,
+        retriever=TRMRetriever(frozen, encoder),
+        encoder=encoder,
+        item_text_vectors=frozen.item_text_vectors,
+        item_id_vectors=frozen.item_id_vectors,
+    )

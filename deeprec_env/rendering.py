@@ -1,0 +1,52 @@
+"""A readable transcript of an episode, plain (ansi) or coloured, with the rewards at the side."""
+
+from __future__ import annotations
+
+from deeprec_env.episode import Episode, Turn
+from deeprec_env.protocol import ActionKind
+
+_RESET, _DIM, _BOLD, _GREEN, _RED, _CYAN = "\033[0m", "\033[2m", "\033[1m", "\033[32m", "\033[31m", "\033[36m"
+
+
+def render_transcript(episode: Episode, *, colored: bool = False) -> str:
+    """Return the whole episode so far: prompt, turns, and how it ended."""
+    parts = [render_opening(episode, colored=colored)]
+    parts += [render_turn(episode, turn_index, colored=colored) for turn_index in range(len(episode.turns))]
+    return "\n".join(parts)
+
+
+def render_opening(episode: Episode, *, colored: bool = False) -> str:
+    """Return the heading and the prompt."""
+    heading = f"--- user {episode.user_id} ({episode.split}) ---"
+    return f"{_paint(heading, _BOLD, colored=colored)}\n{_paint(episode.prompt.rstrip(), _DIM, colored=colored)}"
+
+
+def render_turn(episode: Episode, turn_index: int, *, colored: bool = False) -> str:
+    """Return one turn with its reward, and the episode's end if it is the last."""
+    turn = episode.turns[turn_index]
+    lines = [_paint(_margin(turn_index, turn), _BOLD, colored=colored)]
+    lines.append(_paint(turn.action.strip(), _RED if turn.malformed_reason else _GREEN, colored=colored))
+    if turn.observation:
+        lines.append(_paint(turn.observation.strip(), _CYAN, colored=colored))
+    if episode.ended and turn_index == len(episode.turns) - 1:
+        lines.append(_paint(_ending(episode, turn), _BOLD, colored=colored))
+    return "\n".join(lines)
+
+
+def _margin(turn_index: int, turn: Turn) -> str:
+    terms = ", ".join(f"{name} {amount:+.3f}" for name, amount in turn.reward_terms.items() if amount)
+    return f"--- turn {turn_index + 1}: {turn.kind} | reward {turn.reward:+.3f}" + (f" ({terms})" if terms else "")
+
+
+def _ending(episode: Episode, turn: Turn) -> str:
+    if turn.malformed_reason is not None:
+        how = f"{'truncated' if episode.truncated else 'malformed'}: {turn.malformed_reason}"
+    elif turn.kind is ActionKind.RECOMMEND and episode.outcome is not None and episode.outcome.hit_rank:
+        how = f"the target is at place {episode.outcome.hit_rank}"
+    else:
+        how = "the target is not in the ranking"
+    return f"--- end: {how} | total reward {episode.reward:+.3f}"
+
+
+def _paint(text: str, code: str, *, colored: bool) -> str:
+    return f"{code}{text}{_RESET}" if colored else text

@@ -1,0 +1,104 @@
+"""Which users an environment plays, and in which order. Randomness comes from the caller's generator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from deeprec_env.errors import unknown_name
+from deeprec_env.world import World
+from trm.types import IntArray, RetrievalQuery
+
+_RANK_RANGE = re.compile(r"top(\d+)_(\d+)")
+_OPTIONS = ("user_id", "user_index")
+
+
+def select_users(world: World, users: str | Sequence[int], split: str) -> IntArray:
+    """Return the user indices that are named.
+
+    Args:
+        world: whose users.
+        users: "all", "topA_B" (the recommender, without a preference, ranks the target behind A and within B; the paper
+            trains on top0_100), or user indices.
+        split: whose target the ranks are of.
+
+    Raises:
+        ValueError: if the name is none of these, an index does not exist, or no user is left.
+    """
+    num_users = world.splits.num_users
+    if isinstance(users, str):
+        if users == "all":
+            return np.arange(num_users, dtype=np.int64)
+        match = _RANK_RANGE.fullmatch(users)
+        if match is None:
+            raise unknown_name("users", users, ("all", "top0_100"))
+        chosen = _users_by_rank(world, split, low=int(match[1]), high=int(match[2]))
+    else:
+        chosen = np.asarray(list(users), dtype=np.int64)
+        if chosen.size and not (0 <= chosen.min() and chosen.max() < num_users):
+            raise ValueError(f"expected user indices in 0..{num_users - 1}, got {chosen.min()}..{chosen.max()}")
+    if chosen.size == 0:
+        raise ValueError(f"expected users to name at least one user, got {users!r}")
+    return chosen
+
+
+def _users_by_rank(world: World, split: str, *, low: int, high: int) -> IntArray:
+    rank = getattr(world.retriever, "ranks", None)
+    if rank is None:
+        raise ValueError("expected a recommender that ranks the whole catalogue, got one without `ranks`; use users='all'")
+    examples = [world.splits.example(split, user) for user in range(world.splits.num_users)]  # type: ignore[arg-type]
+    queries = [RetrievalQuery(example.history, "") for example in examples]
+    ranks = np.asarray(rank(queries, [example.target for example in examples]))
+    return np.flatnonzero((ranks > low) & (ranks <= high)).astype(np.int64)
+
+
+def chosen_user(world: World, options: dict[str, object] | None) -> int | None:
+    """Return the user index that `reset(options=…)` asks for; None if it leaves the choice open.
+
+    Raises:
+        ValueError: if an option is unknown, both are given, or there is no such user.
+    """
+    if not options:
+        return None
+    for name in options:
+        if name not in _OPTIONS:
+            raise unknown_name("an option of reset", name, _OPTIONS)
+    if len(options) > 1:
+        raise ValueError("expected user_id or user_index, got both; leave one out")
+    if "user_id" in options:
+        try:
+            return world.splits.user_index(str(options["user_id"]))
+        except KeyError:
+            ids = ", ".join(map(repr, world.splits.user_ids[:3]))
+            raise ValueError(f"expected user_id to be a user of {world.name} ({ids}, …), got {options['user_id']!r}") from None
+    index = options["user_index"]
+    if isinstance(index, bool) or not isinstance(index, int | np.integer):
+        raise ValueError(f"expected user_index to be an integer, got {index!r}")
+    num_users = world.splits.num_users
+    if not 0 <= index < num_users:
+        raise ValueError(f"expected user_index to be in 0..{num_users - 1}, got {index}")
+    return int(index)
+
+
+class UserOrder:
+    """Draws users without replacement until all have been seen, then anew."""
+
+    def __init__(self, users: IntArray) -> None:
+        """Hold the users; nothing is drawn yet."""
+        self._users = users
+        self._order: IntArray = np.empty(0, dtype=np.int64)
+        self._next = 0
+
+    def restart(self) -> None:
+        """Forget what has been seen, as after a new seed."""
+        self._next = len(self._order)
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """Return the next user's index; shuffles by rng where none is left."""
+        if self._next >= len(self._order):
+            self._order = rng.permutation(self._users)
+            self._next = 0
+        self._next += 1
+        return int(self._order[self._next - 1])
