@@ -46,9 +46,7 @@ def build_game(
 
 def build_action_space(world: World) -> TextSpace:
     """Return a space that samples the world's commonest attributes and some of its titles."""
-    counts = [
-        (count, value) for values in world.catalog.attribute_values.values() for value, count in values.items()
-    ]
+    counts = [(count, value) for values in world.catalog.attribute_values.values() for value, count in values.items()]
     phrases = [value for _, value in sorted(counts, key=lambda entry: (-entry[0], entry[1]))[:32]]
     titles = [world.display(item_id).title for item_id in range(1, min(world.catalog.num_items, 200) + 1)]
     return TextSpace(phrases=phrases, titles=titles)
@@ -69,8 +67,8 @@ class DeepRecEnv(gym.Env[str, str]):
 
     ## Action Space
     `TextSpace()`: any string, the text of one turn. It is a *search* if it ends in one preference between
-    `<|begin_of_preference|>` and `<|end_of_preference|>`; a *recommendation* if it closes the thinking block and ends in
-    one `<recommendation_list>` of exactly `top_k` numbered titles; anything else is *malformed*.
+    `<|begin_of_preference|>` and `<|end_of_preference|>`; a *recommendation* if it closes the thinking block and ends
+    in one `<recommendation_list>` of exactly `top_k` numbered titles; anything else is *malformed*.
 
     ## Rewards
     Every reward is a sum of named terms (`info["reward_terms"]`). Preset `strict`, the default: in stage `rec`
@@ -95,8 +93,8 @@ class DeepRecEnv(gym.Env[str, str]):
     duplicate or were never retrieved. After `reset` it also holds `user_index` and `user_id`.
 
     ## Arguments
-    `stage` ("rec" or "cold"), `split` ("train", "valid" or "test"), `users` ("all", "top0_100" by the recommender's rank
-    of the target, or indices), `reward` ("strict", "paper" or `{"preset": "strict", "progress_weight": 0.5}`), `k`,
+    `stage` ("rec" or "cold"), `split` ("train", "valid" or "test"), `users` ("all", "top0_100" by the recommender's
+    rank of the target, or indices), `reward` ("strict", "paper" or `{"preset": "strict", "progress_weight": 0.5}`), `k`,
     `top_k`, `max_turns`, `max_history`, `prompt_style` ("full" or "compact"), `show_attributes`, `exclude_history`,
     `category` (of the Amazon reviews), `data_home`, `auto_prepare`, `render_mode` ("ansi" or "human").
 

@@ -141,7 +141,8 @@ def judge(episode: Episode, action: str, config: GameConfig) -> Verdict:
         EpisodeEnded: if the episode has ended.
     """
     if episode.ended:
-        raise EpisodeEnded(f"expected a running episode, got one that ended after {len(episode.turns)} turns; reset first")
+        num_turns = len(episode.turns)
+        raise EpisodeEnded(f"expected a running episode, got one that ended after {num_turns} turns; reset it first")
     num_chars = episode.num_chars + len(action)
     if len(action) > config.max_action_chars or num_chars > config.max_episode_chars:
         return Verdict(ActionKind.MALFORMED, malformed_reason=MalformedReason.TEXT_BUDGET, truncated=True)

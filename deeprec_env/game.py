@@ -40,9 +40,7 @@ class Game:
         """
         self.world = world
         self.config = config or GameConfig()
-        self._scorer = build_scorer(
-            world, self.config.rewards, stage=self.config.stage, top_k=self.config.top_k
-        )
+        self._scorer = build_scorer(world, self.config.rewards, stage=self.config.stage, top_k=self.config.top_k)
 
     def start(self, user_index: int, split: str = "train") -> Episode:
         """Return a new episode of this user.
@@ -94,9 +92,7 @@ class Game:
         verdicts = [judge(episode, action, self.config) for episode, action in zip(episodes, actions, strict=True)]
         candidates = self._retrieve(episodes, verdicts)
         self._embed(episodes, actions, verdicts)
-        return [
-            self._finish(*parts) for parts in zip(episodes, actions, verdicts, candidates, strict=True)
-        ]
+        return [self._finish(*parts) for parts in zip(episodes, actions, verdicts, candidates, strict=True)]
 
     def _retrieve(self, episodes: Sequence[Episode], verdicts: Sequence[Verdict]) -> list[tuple[int, ...]]:
         """Return each episode's candidates, () where nothing is searched."""

@@ -14,12 +14,12 @@ You recommend items to a person whose past choices you know. You have a search t
 a preference in words, and answers with the items that fit both best.
 
 Work in turns. In each turn think about what the person may want next, then do one of two things.
-To search, write a preference between {pb} and {pe}: a few short phrases, separated by semicolons. The results follow \
-between {ib} and {ie}; they are written for you, never write them yourself. Search several times, each time for another \
-side of the person's taste, and read what comes back.
+To search, write a preference between {pb} and {pe}: a few short phrases, separated by semicolons. The results \
+follow between {ib} and {ie}; they are written for you, never write them yourself. Search several times, each time for \
+another side of the person's taste, and read what comes back.
 To finish, say in a sentence how you rank what you have seen, close your thinking with {te}, and write {rb}, then \
-exactly {top_k} different titles from the results, the likeliest next choice first, one numbered title a line, spelled as \
-in the results, then {re}.
+exactly {top_k} different titles from the results, the likeliest next choice first, one numbered title a line, spelled \
+as in the results, then {re}.
 
 The person's past choices, oldest first:
 {history}

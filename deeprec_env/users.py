@@ -37,7 +37,7 @@ def select_users(world: World, users: str | Sequence[int], split: str) -> IntArr
         chosen = _users_by_rank(world, split, low=int(match[1]), high=int(match[2]))
     else:
         chosen = np.asarray(list(users), dtype=np.int64)
-        if chosen.size and not (0 <= chosen.min() and chosen.max() < num_users):
+        if chosen.size and not (chosen.min() >= 0 and chosen.max() < num_users):
             raise ValueError(f"expected user indices in 0..{num_users - 1}, got {chosen.min()}..{chosen.max()}")
     if chosen.size == 0:
         raise ValueError(f"expected users to name at least one user, got {users!r}")
@@ -47,7 +47,7 @@ def select_users(world: World, users: str | Sequence[int], split: str) -> IntArr
 def _users_by_rank(world: World, split: str, *, low: int, high: int) -> IntArray:
     rank = getattr(world.retriever, "ranks", None)
     if rank is None:
-        raise ValueError("expected a recommender that ranks the whole catalogue, got one without `ranks`; use users='all'")
+        raise ValueError("expected a recommender with `ranks` for users by rank, got one without; use users='all'")
     examples = [world.splits.example(split, user) for user in range(world.splits.num_users)]  # type: ignore[arg-type]
     queries = [RetrievalQuery(example.history, "") for example in examples]
     ranks = np.asarray(rank(queries, [example.target for example in examples]))
@@ -72,7 +72,8 @@ def chosen_user(world: World, options: dict[str, object] | None) -> int | None:
             return world.splits.user_index(str(options["user_id"]))
         except KeyError:
             ids = ", ".join(map(repr, world.splits.user_ids[:3]))
-            raise ValueError(f"expected user_id to be a user of {world.name} ({ids}, …), got {options['user_id']!r}") from None
+            given = options["user_id"]
+            raise ValueError(f"expected user_id to be a user of {world.name} ({ids}, …), got {given!r}") from None
     index = options["user_index"]
     if isinstance(index, bool) or not isinstance(index, int | np.integer):
         raise ValueError(f"expected user_index to be an integer, got {index!r}")
@@ -83,22 +84,25 @@ def chosen_user(world: World, options: dict[str, object] | None) -> int | None:
 
 
 class UserOrder:
-    """Draws users without replacement until all have been seen, then anew."""
+    """Draws users without replacement until all have been seen, then anew. Its memory grows with the draws only."""
 
     def __init__(self, users: IntArray) -> None:
-        """Hold the users; nothing is drawn yet."""
+        """Hold the users (not a copy); nothing is drawn yet."""
         self._users = users
-        self._order: IntArray = np.empty(0, dtype=np.int64)
-        self._next = 0
+        self._moved: dict[int, int] = {}
+        self._num_drawn = 0
 
     def restart(self) -> None:
         """Forget what has been seen, as after a new seed."""
-        self._next = len(self._order)
+        self._moved.clear()
+        self._num_drawn = 0
 
     def draw(self, rng: np.random.Generator) -> int:
-        """Return the next user's index; shuffles by rng where none is left."""
-        if self._next >= len(self._order):
-            self._order = rng.permutation(self._users)
-            self._next = 0
-        self._next += 1
-        return int(self._order[self._next - 1])
+        """Return the next user's index, by one step of a Fisher-Yates shuffle whose untouched places are not stored."""
+        if self._num_drawn == len(self._users):
+            self.restart()
+        place = int(rng.integers(self._num_drawn, len(self._users)))
+        picked = self._moved.get(place, place)
+        self._moved[place] = self._moved.pop(self._num_drawn, self._num_drawn)
+        self._num_drawn += 1
+        return int(self._users[picked])

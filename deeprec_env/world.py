@@ -14,9 +14,10 @@ from trm.data.catalog import Catalog, normalize_title
 from trm.types import FloatArray, Retriever, TextEncoder
 
 if TYPE_CHECKING:
+    from trm.frozen import FrozenTRM
+
     from trm.data.dataset import Dataset
     from trm.data.splits import LeaveOneOut
-    from trm.frozen import FrozenTRM
 
 _Key = tuple[str, str | None, str | None]
 _WORLDS: dict[_Key, World] = {}
@@ -137,8 +138,9 @@ def load_world(
 
 
 def _load_sample() -> World:
-    from trm.data.dataset import load_dataset
     from trm.frozen import load_frozen
+
+    from trm.data.dataset import load_dataset
 
     return build_world(load_dataset(SAMPLE_FOLDER / "dataset"), load_frozen(SAMPLE_FOLDER / "trm"))
 
@@ -185,6 +187,7 @@ def build_world(dataset: Dataset, frozen: FrozenTRM, *, cache_folder: Path | Non
         cache_folder: where text embeddings are kept on disk; in memory only if None.
     """
     from trm.retriever import TRMRetriever
+
     from trm.text_encoder import CachedEncoder, load_encoder
 
     encoder = CachedEncoder(load_encoder(frozen.encoder_name), cache_folder)

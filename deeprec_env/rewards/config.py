@@ -27,7 +27,7 @@ class Term:
 TERMS: tuple[Term, ...] = (
     Term("format", "format_penalty", ("cold", "rec"), "minus the penalty if the episode does not end well-formed"),
     Term("outcome", "hit_weight", ("rec",), "the target is in the ranking: 1 + 0.2 (10 - place), places from 0"),
-    Term("similarity", "similarity_weight", ("rec",), "mean likeness of the ranked items to the target, early ones more"),
+    Term("similarity", "similarity_weight", ("rec",), "mean likeness of the ranked items to the target"),
     Term("invocation", "invocation_weight", ("cold",), "0.5 for the second and the third search"),
     Term("diversity", "diversity_weight", ("cold",), "how far apart the preferences lie"),
     Term("progress", "progress_weight", ("cold", "rec"), "potential of the target's best place among the candidates"),

@@ -135,9 +135,7 @@ def hit_reward(hit_rank: int, config: RewardConfig) -> float:
     return config.hit_weight * (1.0 + config.hit_rank_step * max(0, 10 - (hit_rank - 1)))
 
 
-def likeness(
-    item_ids: Sequence[int], target: int, *, text_vectors: FloatArray, id_vectors: FloatArray
-) -> list[float]:
+def likeness(item_ids: Sequence[int], target: int, *, text_vectors: FloatArray, id_vectors: FloatArray) -> list[float]:
     """Return each item's mean of text-embedding dot product and cosine of item embeddings to the target.
 
     Args:
@@ -151,7 +149,8 @@ def likeness(
     ids, wanted = id_vectors[rows].astype(np.float64), id_vectors[target].astype(np.float64)
     norms = np.sqrt((ids * ids).sum(axis=1)) * math.sqrt(float((wanted * wanted).sum()))
     cosine = (ids * wanted).sum(axis=1) / np.maximum(norms, 1e-8)
-    return [0.0 if item_id == PAD else float(value) for item_id, value in zip(item_ids, (text + cosine) / 2, strict=True)]
+    values = (text + cosine) / 2
+    return [0.0 if item_id == PAD else float(value) for item_id, value in zip(item_ids, values, strict=True)]
 
 
 def place_weights(num_places: int) -> list[float]:
@@ -171,9 +170,7 @@ def similarity_reward(
     if not earning:
         return 0.0
     flat = likeness([ids[0] for ids in earning], target, text_vectors=text_vectors, id_vectors=id_vectors)
-    values = [
-        1.0 if target in ids else min(1.0, max(0.0, value)) for ids, value in zip(earning, flat, strict=True)
-    ]
+    values = [1.0 if target in ids else min(1.0, max(0.0, value)) for ids, value in zip(earning, flat, strict=True)]
     weights = place_weights(outcome.top_k)
     mean = sum(w * s for w, s in zip(weights, values, strict=False)) / sum(weights)
     return config.similarity_weight * mean

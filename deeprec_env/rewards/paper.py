@@ -28,9 +28,7 @@ _ECHOES = (
     "[purchased item",
     " to recommend]\n",
 )
-_INNER_NAMES = tuple(
-    tag.strip("<|>") for tag in (PREFERENCE_BEGIN, PREFERENCE_END, ITEM_LIST_BEGIN, ITEM_LIST_END)
-)
+_INNER_NAMES = tuple(tag.strip("<|>") for tag in (PREFERENCE_BEGIN, PREFERENCE_END, ITEM_LIST_BEGIN, ITEM_LIST_END))
 _ITEM_BLOCK = re.compile(re.escape(ITEM_LIST_BEGIN) + ".*?" + re.escape(ITEM_LIST_END), re.DOTALL)
 _CJK = re.compile(r"[\u4e00-\u9fff]")
 
@@ -66,7 +64,7 @@ def format_holds(response: str, n_calls: int, *, top_k: int) -> bool:
         return False
     if THINK_BEGIN in response or response.count(THINK_END) != 1:
         return False
-    thinking, _, answer = response.partition(THINK_END)
+    answer = response.partition(THINK_END)[2]
     if any(response.count(tag) != 1 or answer.count(tag) != 1 for tag in (RECOMMENDATION_BEGIN, RECOMMENDATION_END)):
         return False
     after_last_list = response.rpartition(ITEM_LIST_END)[2]
