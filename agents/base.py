@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from deeprec_env.protocol import render_recommend, render_search
+from deeprec_env.protocol import display_item, render_recommend, render_search
+from trm.data.catalog import normalize_title
 from trm.types import IntArray
 
 if TYPE_CHECKING:
+    from deeprec_env.config import GameConfig
     from deeprec_env.episode import Episode
     from deeprec_env.game import Game
-
-    from deeprec_env.config import GameConfig
     from trm.data.catalog import Catalog
 
 
@@ -69,13 +69,13 @@ class EpisodeView:
     @property
     def history(self) -> tuple[int, ...]:
         """The user's whole history as item ids, oldest first (the prompt may show its end only)."""
-        return tuple(self.__episode.history)
+        return self.__episode.history
 
     @property
     def turns(self) -> tuple[SeenTurn, ...]:
         """The finished turns, first to last."""
         return tuple(
-            SeenTurn(turn.action, turn.observation, turn.preference or "", tuple(turn.candidate_ids))
+            SeenTurn(turn.action, turn.observation, turn.preference or "", turn.candidate_ids)
             for turn in self.__episode.turns
         )
 
@@ -93,7 +93,7 @@ class EpisodeView:
     @property
     def pool(self) -> tuple[int, ...]:
         """All candidates seen so far, without repetition, in the order of their first appearance."""
-        return tuple(self.__episode.pool)
+        return self.__episode.pool
 
     @property
     def catalog(self) -> Catalog:
@@ -174,10 +174,11 @@ class RuleAgent(ABC):
 
 
 def first_titles(catalog: Catalog, item_ids: Iterable[int], count: int) -> list[str]:
-    """Return the titles of the first items, at most `count`, no title twice (two items may share one)."""
-    titles: dict[str, None] = {}
+    """Return the titles of the first items as they are shown, at most `count`, no title twice (items may share one)."""
+    titles: dict[str, str] = {}
     for item_id in item_ids:
-        titles.setdefault(catalog.title(item_id))
+        title = display_item(catalog.title(item_id)).title
+        titles.setdefault(normalize_title(title), title)
         if len(titles) == count:
             break
-    return list(titles)
+    return list(titles.values())

@@ -18,7 +18,6 @@ import numpy as np
 
 from agents.base import Agent
 from agents.play import PlayedEpisode, play
-from deeprec_env.protocol import ActionKind
 from trm.metrics import bootstrap_interval, mrr, ndcg_at_k, recall_at_k
 
 if TYPE_CHECKING:
@@ -38,10 +37,10 @@ class UserRow:
     user_index: int
     user_id: str
     rank: int
-    """The target's place in the recommended list, 1 to top_k; 0 if it is not there or nothing was recommended."""
+    """The target's place in the recommended list, 1 to top_k; 0 if it is not there or the episode is malformed."""
     num_searches: int
     well_formed: bool
-    """Whether the episode ended by a recommendation."""
+    """Whether the episode ended in a well-formed recommendation."""
     in_pool: bool
     """Whether the target is among all candidates seen."""
     reward: float
@@ -240,22 +239,20 @@ def _estimate(values: np.ndarray) -> Estimate:
 def _row(played: PlayedEpisode) -> UserRow:
     episode = played.episode
     return UserRow(
-        user_index=int(episode.user_index),
-        user_id=str(episode.user_id),
+        user_index=episode.user_index,
+        user_id=episode.user_id,
         rank=target_rank(episode),
-        num_searches=sum(turn.kind == ActionKind.SEARCH for turn in episode.turns),
-        well_formed=episode.outcome is not None,
-        in_pool=episode.target in set(episode.pool),
-        reward=float(episode.reward),
+        num_searches=episode.num_searches,
+        well_formed=episode.well_formed,
+        in_pool=episode.target_in_pool,
+        reward=episode.reward,
         seconds=played.seconds,
     )
 
 
 def target_rank(episode: Episode) -> int:
-    """Return the target's 1-based place in the recommended list by item id, 0 if it is not in it."""
-    if episode.outcome is None:
-        return 0
-    return int(episode.outcome.hit_rank or 0)
+    """Return the target's 1-based place in the recommended list by item id, 0 without it or if malformed."""
+    return episode.outcome.hit_rank if episode.outcome is not None and episode.well_formed else 0
 
 
 def _header(game: Game, agent: Agent, *, split: str, seed: int) -> Header:

@@ -59,6 +59,7 @@ def make_agent(spec: str) -> Agent:
 
     A specification is a registered name or "module:Class", and after a "?" options as in an address:
     "trm", "heuristic?num_searches=2&empty_weight=3", "my_package.my_module:MyAgent?temperature=0.5".
+    What follows a registered name and a colon is the first argument: "llm:runs/my_run/rec".
     A class with a classmethod `build` is built by it, any other by its constructor.
 
     Raises:
@@ -66,8 +67,10 @@ def make_agent(spec: str) -> Agent:
     """
     name, _, query = spec.strip().partition("?")
     known = registered_agents()
-    if name in known:
-        target = known[name]
+    short, _, argument = name.partition(":")
+    arguments = [argument] if short in known and argument else []
+    if short in known:
+        target = known[short]
     elif _TARGET.fullmatch(name):
         target = name
     else:
@@ -78,10 +81,12 @@ def make_agent(spec: str) -> Agent:
     factory: Callable[..., Any] = getattr(cls, "build", cls)
     options = {key: yaml.safe_load(value) for key, value in parse_qsl(query, keep_blank_values=True)}
     try:
-        inspect.signature(factory).bind(**options)
+        inspect.signature(factory).bind(*arguments, **options)
     except TypeError as error:
-        raise AgentError(f"agent {name!r} takes {inspect.signature(factory)}, got {options}: {error}") from error
-    agent = factory(**options)
+        raise AgentError(
+            f"agent {name!r} takes {inspect.signature(factory)}, got {[*arguments, options]}: {error}"
+        ) from error
+    agent = factory(*arguments, **options)
     if not isinstance(agent, Agent):
         raise AgentError(f"{target} must give an agent, with a name and a method act, got {type(agent).__name__}")
     return agent

@@ -94,9 +94,10 @@ class DeepRecEnv(gym.Env[str, str]):
 
     ## Arguments
     `stage` ("rec" or "cold"), `split` ("train", "valid" or "test"), `users` ("all", "top0_100" by the recommender's
-    rank of the target, or indices), `reward` ("strict", "paper" or `{"preset": "strict", "progress_weight": 0.5}`), `k`,
-    `top_k`, `max_turns`, `max_history`, `prompt_style` ("full" or "compact"), `show_attributes`, `exclude_history`,
-    `category` (of the Amazon reviews), `data_home`, `auto_prepare`, `render_mode` ("ansi" or "human").
+    rank of the target, or indices), `reward` ("strict", "paper" or `{"preset": "strict", "progress_weight": 0.5}`),
+    `k`, `top_k`, `max_turns`, `max_history`, `prompt_style` ("full" or "compact"), `show_attributes`,
+    `exclude_history`, `category` (of the Amazon reviews), `data_home`, `auto_prepare`, `render_mode` ("ansi" or
+    "human").
 
     ```python
     import gymnasium as gym, deeprec_env
@@ -198,7 +199,7 @@ class DeepRecEnv(gym.Env[str, str]):
             sys.stdout.write(render_turn(self._episode, len(self._episode.turns) - 1, colored=True) + "\n")
         return result.observation, result.reward, result.terminated, result.truncated, result.info
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Return the transcript in mode "ansi". Mode "human" writes as it goes, and returns None."""
         if self.render_mode != "ansi":
             return None

@@ -26,7 +26,7 @@ Texts = tuple[str, ...]
 BoolArray = NDArray[np.bool_]
 
 
-class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[np.float64]]):
+class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
     """The same transcripts and rewards as N `DeepRecEnv`; observations and actions are N strings.
 
     Each sub-environment has its own generator, so `reset(seed=[s] * G)` gives G equal episodes.
@@ -95,7 +95,7 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[np.float64]]):
         """The episodes in play; they hold the targets: not for policies."""
         return tuple(self._episodes)
 
-    @property
+    @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The generator of each sub-environment."""
         return tuple(self._rng(place) for place in range(self.num_envs))
@@ -125,7 +125,7 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[np.float64]]):
             infos[place] = self._start(place, users[place])
         return tuple(self._observations), batch_infos(infos)
 
-    def step(self, actions: Sequence[str]) -> tuple[Texts, NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:
+    def step(self, actions: Sequence[str]) -> tuple[Texts, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Play one turn in every episode.
 
         In mode NEXT_STEP an episode that ended in the step before is started anew instead, and its action ignored. In

@@ -73,9 +73,11 @@ class MiniLMEncoder:
         try:
             import torch
             from transformers import AutoModel, AutoTokenizer
+            from transformers.utils import logging as transformers_logging
         except ImportError as error:
             raise TRMError(f"expected torch and transformers for {MINILM}, got {error}; install them by pip") from error
         self._torch = torch
+        transformers_logging.disable_progress_bar()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model: Any = AutoModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
         self._batch_size = batch_size
@@ -94,6 +96,7 @@ class MiniLMEncoder:
         return _unit_rows(vectors)
 
     def _encode_batch(self, texts: list[str]) -> FloatArray:
+        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]  # lone surrogates
         tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
         with self._torch.inference_mode():
             states_BLD = self._model(**tokens).last_hidden_state

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from deeprec_env.episode import Episode, Verdict
 from deeprec_env.rewards import paper, process
 from deeprec_env.rewards.config import RewardConfig
-from deeprec_env.rewards.outcome import Outcome, hit_reward, similarity_reward
+from deeprec_env.rewards.outcome import Outcome, hit_reward, mean_similarity
 
 if TYPE_CHECKING:
     from deeprec_env.world import World
@@ -86,17 +86,14 @@ class StrictScorer:
             share = 1.0 if outcome is None else outcome.grounded_share
             totals["invocation"], totals["diversity"] = (share * total for total in self._process(episode, step))
         elif outcome is not None:
-            vectors = self._world
             totals["outcome"] = hit_reward(outcome.hit_rank, config)
-            totals["similarity"] = _coarse(
-                similarity_reward(
-                    outcome,
-                    episode.target,
-                    config,
-                    text_vectors=vectors.item_text_vectors,
-                    id_vectors=vectors.item_id_vectors,
-                )
+            similarity = mean_similarity(
+                outcome,
+                episode.target,
+                text_vectors=self._world.item_text_vectors,
+                id_vectors=self._world.item_id_vectors,
             )
+            totals["similarity"] = config.similarity_weight * _coarse(similarity)
         if "progress" in totals and outcome is None:
             answers = [*(turn.candidate_ids for turn in episode.turns), step.candidate_ids]
             ranks = (ids.index(episode.target) + 1 if episode.target in ids else 0 for ids in answers)
@@ -109,8 +106,8 @@ class StrictScorer:
             searches.append((step.verdict.preference or "", step.num_new_candidates))
         config, vectors = self._config, episode.embeddings
         distinct = process.distinct_preferences(searches, vectors, near_duplicate=config.near_duplicate)
-        diversity = process.diversity_reward([vectors[p] for p in distinct], config, cap=config.diversity_cap)
-        return process.invocation_reward(len(distinct), config), _coarse(diversity)
+        distance = _coarse(process.mean_distance([vectors[p] for p in distinct], cap=config.diversity_cap))
+        return process.invocation_reward(len(distinct), config), config.diversity_weight * distance
 
 
 class PaperScorer:

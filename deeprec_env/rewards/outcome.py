@@ -158,10 +158,8 @@ def place_weights(num_places: int) -> list[float]:
     return [(1.0 - place / num_places) ** 2 for place in range(num_places)]
 
 
-def similarity_reward(
-    outcome: Outcome, target: int, config: RewardConfig, *, text_vectors: FloatArray, id_vectors: FloatArray
-) -> float:
-    """Return weight x the weighted mean likeness of the ranking, in [0, weight].
+def mean_similarity(outcome: Outcome, target: int, *, text_vectors: FloatArray, id_vectors: FloatArray) -> float:
+    """Return the mean likeness of the ranking to the target, early places more; in [0, 1].
 
     Unknown, duplicate and never-retrieved titles count 0 and keep their weight in the mean; so does a dissimilar item,
     for a negative likeness would make an invented title the better choice.
@@ -172,5 +170,4 @@ def similarity_reward(
     flat = likeness([ids[0] for ids in earning], target, text_vectors=text_vectors, id_vectors=id_vectors)
     values = [1.0 if target in ids else min(1.0, max(0.0, value)) for ids, value in zip(earning, flat, strict=True)]
     weights = place_weights(outcome.top_k)
-    mean = sum(w * s for w, s in zip(weights, values, strict=False)) / sum(weights)
-    return config.similarity_weight * mean
+    return sum(w * s for w, s in zip(weights, values, strict=False)) / sum(weights)

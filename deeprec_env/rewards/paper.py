@@ -17,7 +17,7 @@ from deeprec_env.protocol import (
 )
 from deeprec_env.rewards.config import PRESETS, RewardConfig
 from deeprec_env.rewards.outcome import hit_reward, likeness, place_weights
-from deeprec_env.rewards.process import diversity_reward, invocation_reward
+from deeprec_env.rewards.process import invocation_reward, mean_distance
 from trm.data.catalog import PAD
 from trm.types import FloatArray
 
@@ -115,7 +115,9 @@ def score_paper_response(
     scores["format"] = 0.0 if holds else -config.format_penalty
     if stage == "cold":
         scores["invocation"] = invocation_reward(n_calls, config)
-        scores["diversity"] = diversity_reward([preference_vectors[p] for p in preferences_of(text)], config)
+        scores["diversity"] = config.diversity_weight * mean_distance(
+            [preference_vectors[p] for p in preferences_of(text)]
+        )
     elif holds:
         titles = [_title_of(line) for line in ranking_of(text)]
         hit = next((place for place, title in enumerate(titles[:top_k], start=1) if target_title in title), 0)

@@ -58,11 +58,9 @@ def mean_pairwise_dot(vectors: Sequence[FloatArray]) -> float:
     return float((products.sum() - np.trace(products)) / (count * (count - 1)))
 
 
-def diversity_reward(vectors: Sequence[FloatArray], config: RewardConfig, *, cap: float = math.inf) -> float:
-    """Return weight x min(1 - mean pairwise dot product, cap) for more than one vector, else 0.0."""
-    if len(vectors) < 2:
-        return 0.0
-    return config.diversity_weight * min(1.0 - mean_pairwise_dot(vectors), cap)
+def mean_distance(vectors: Sequence[FloatArray], *, cap: float = math.inf) -> float:
+    """Return min(1 - mean pairwise dot product, cap) for more than one unit vector, else 0.0."""
+    return min(1.0 - mean_pairwise_dot(vectors), cap) if len(vectors) > 1 else 0.0
 
 
 def progress_potential(target_ranks: Iterable[int]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from trm.data.catalog import PAD, Item
 from trm.data.dataset import Dataset
-from trm.data.sources.assemble import EventLog, Events, assemble_dataset, filter_events
+from trm.data.sources.assemble import EventLog, Events, Report, assemble_dataset, count, filter_events
 from trm.data.sources.lines import parse_int, parse_json_object, read_lines
 from trm.errors import DataFormatError
 
@@ -56,19 +55,18 @@ def read_amazon2023(
     files = raw_files(folder, category)
     if files is None:
         raise FileNotFoundError(
-            f"expected {category}.jsonl[.gz] and meta_{category}.jsonl[.gz] in {folder}; get them from Amazon Reviews 2023"
+            f"expected {category}.jsonl[.gz] and meta_{category}.jsonl[.gz] in {folder}, got none or one; "
+            "get both from Amazon Reviews 2023"
         )
     reviews, meta = files
     log = _read_reviews(reviews, progress=progress)
-    report: dict[str, int | str] = {"source": f"{reviews.name}, {meta.name}"}
+    report: Report = {"source": f"{reviews.name}, {meta.name}"}
     events = filter_events(log, min_interactions=min_interactions, k_core=k_core, report=report)
     if len(events) == 0:
         raise DataFormatError(
             f"{reviews}: expected users with at least {min_interactions} reviews, got none of {len(log)} reviews"
         )
-    counts: Counter[str] = Counter()
-    items = list(_read_items(meta, category, events=events, counts=counts, progress=progress))
-    report.update(counts)
+    items = _read_items(meta, category, events=events, report=report, progress=progress)
     return assemble_dataset(
         f"amazon-{category}",
         events,
@@ -90,7 +88,7 @@ def _read_reviews(path: Path, *, progress: bool) -> EventLog:
     return log
 
 
-def _read_items(path: Path, category: str, *, events: Events, counts: Counter[str], progress: bool) -> Iterator[Item]:
+def _read_items(path: Path, category: str, *, events: Events, report: Report, progress: bool) -> Iterator[Item]:
     """Yield the described items, to be numbered later; those never taken only by their id, to be counted."""
     wanted = {events.source_ids[index] for index in set(events.items.tolist())}
     for where, record in _records(path, progress=progress):
@@ -98,27 +96,28 @@ def _read_items(path: Path, category: str, *, events: Events, counts: Counter[st
         if not source_id:
             raise DataFormatError(f"{where}: expected an item with 'parent_asin', got none")
         if source_id in wanted:
-            yield _item(str(source_id), record, category=category, counts=counts)
+            yield _item(str(source_id), record, category=category, report=report)
         else:
             yield Item(item_id=PAD, source_id=str(source_id), title=str(source_id), attributes={})
 
 
-def _item(source_id: str, record: dict[str, Any], *, category: str, counts: Counter[str]) -> Item:
+def _item(source_id: str, record: dict[str, Any], *, category: str, report: Report) -> Item:
     brand = _clean(record.get("store"))
     title = _clean(record.get("title"))
     if not title:
-        counts["items_without_title"] += 1
+        count(report, "items_without_title")
         title = f"{brand} {source_id}".strip()
     elif title != " ".join(str(record["title"]).split()):
-        counts["titles_with_entities"] += 1
+        count(report, "titles_with_entities")
     attributes: dict[str, tuple[str, ...]] = {}
     if brand:
         attributes["brand"] = (brand,)
     if categories := _categories(record, category=category):
         attributes["categories"] = categories
     description = " ".join(_texts(record.get("description")) or _texts(record.get("features")))
+    description = " ".join(_MARKUP.sub(" ", description).split())
     if not description:
-        counts["items_without_description"] += 1
+        count(report, "items_without_description")
     return Item(
         item_id=PAD,
         source_id=source_id,
@@ -147,13 +146,13 @@ def _texts(value: object) -> list[str]:
 
 
 def _clean(value: object) -> str:
-    """Return one line of text without HTML entities and markup; "" for anything but text."""
+    """Return one line of text without HTML entities; "" for anything but text."""
     if not isinstance(value, str):
         return ""
     text = value
     for _ in range(2):  # Some titles were escaped twice: "&amp;quot;".
         text = html.unescape(text)
-    return " ".join(_MARKUP.sub(" ", text).split())
+    return " ".join(text.split())
 
 
 def _records(path: Path, *, progress: bool) -> Iterator[tuple[str, dict[str, Any]]]:

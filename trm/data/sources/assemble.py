@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,9 @@ from trm.data.dataset import Dataset
 from trm.data.interactions import Interactions
 from trm.data.splits import MIN_INTERACTIONS
 from trm.types import IntArray
+
+Report = dict[str, int | str]
+"""The account: what was read, dropped and kept, by name."""
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +87,7 @@ class Events:
         return int(np.unique(self.users).size)
 
 
-def filter_events(log: EventLog, *, min_interactions: int, k_core: int, report: dict[str, int | str]) -> Events:
+def filter_events(log: EventLog, *, min_interactions: int, k_core: int, report: Report) -> Events:
     """Return the events that a data set is made of, chronological within a user; counts into report what went.
 
     In this order: users with fewer than min_interactions events as found go; of several events of one user with one
@@ -96,16 +99,24 @@ def filter_events(log: EventLog, *, min_interactions: int, k_core: int, report: 
 
     kept = events.where(events.user_counts() >= min_interactions)
     report["users_below_min_interactions"] = events.num_users() - kept.num_users()
-    report["interactions_of_such_users"] = len(events) - len(kept)
+    report["interactions_of_users_below_min"] = len(events) - len(kept)
 
     events = kept.where(_first_of_pair(kept))
     report["repeated_interactions_dropped"] = len(kept) - len(events)
 
     kept = _core(events, k_core) if k_core > 0 else events
-    kept = kept.where(kept.user_counts() >= MIN_INTERACTIONS)
-    report["interactions_outside_core"] = len(events) - len(kept)
     report["users_outside_core"] = events.num_users() - kept.num_users()
-    return kept
+    report["interactions_outside_core"] = len(events) - len(kept)
+
+    events = kept.where(kept.user_counts() >= MIN_INTERACTIONS)
+    report["users_with_too_few_items"] = kept.num_users() - events.num_users()
+    report["interactions_of_users_with_too_few_items"] = len(kept) - len(events)
+    return events
+
+
+def count(report: Report, entry: str) -> None:
+    """Add one to an entry of the account."""
+    report[entry] = int(report.get(entry, 0)) + 1
 
 
 def assemble_dataset(
@@ -113,7 +124,7 @@ def assemble_dataset(
     events: Events,
     items: Iterable[Item],
     *,
-    report: Mapping[str, int | str],
+    report: Report,
     describe_missing: Callable[[str], Item] | None = None,
 ) -> Dataset:
     """Return the data set of these events; its catalogue holds the items that occur in them, in the order of `items`.
@@ -122,7 +133,7 @@ def assemble_dataset(
         name: of the data set.
         events: as filter_events gives them.
         items: with any item_id; they are numbered here. A second item of the same source_id is left out.
-        report: what the reader counted so far.
+        report: what the reader counted so far, and counts while `items` runs; grows by what is counted here.
         describe_missing: makes the item of a source_id that `items` lacks.
 
     Raises:
@@ -130,7 +141,6 @@ def assemble_dataset(
     """
     if len(events) == 0:
         raise ValueError(f"expected interactions for {name!r}, got none after the filters; weaken the filters")
-    counts = dict(report)
     wanted = {events.source_ids[index]: int(index) for index in np.unique(events.items)}
     chosen: dict[str, Item] = {}
     twice = unused = 0
@@ -148,7 +158,7 @@ def assemble_dataset(
         )
     if describe_missing is not None:
         chosen.update((source_id, describe_missing(source_id)) for source_id in missing)
-    counts |= {"items_described_twice": twice, "items_never_taken": unused, "items_not_described": len(missing)}
+    report |= {"items_described_twice": twice, "items_never_taken": unused, "items_not_described": len(missing)}
 
     catalog = Catalog([dataclasses.replace(item, item_id=place) for place, item in enumerate(chosen.values(), start=1)])
     item_id_by_index = np.zeros(len(events.source_ids), dtype=np.int64)
@@ -157,16 +167,16 @@ def assemble_dataset(
     interactions = Interactions.from_events(
         events.user_ids, users=events.users, item_ids=item_id_by_index[events.items], timestamps=events.timestamps
     )
-    counts |= {
+    report |= {
         "users": interactions.num_users,
         "items": catalog.num_items,
         "interactions": interactions.num_interactions,
     }
-    log_report(name, counts)
-    return Dataset(name=name, catalog=catalog, interactions=interactions, report=counts)
+    log_report(name, report)
+    return Dataset(name=name, catalog=catalog, interactions=interactions, report=dict(report))
 
 
-def log_report(name: str, report: Mapping[str, int | str]) -> None:
+def log_report(name: str, report: Report) -> None:
     """Log the account of a data set, a line an entry; counts of nothing are left out."""
     for entry, value in report.items():
         if value != 0:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, cast
 
 from trm.errors import DataFormatError
 
@@ -23,7 +23,7 @@ def read_lines(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[int, st
         yield from decode_lines(file, source=str(path), encoding=encoding)
 
 
-def decode_lines(file: IO[bytes], *, source: str, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+def decode_lines(file: Iterable[bytes], *, source: str, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of an open binary file.
 
     Args:
@@ -90,5 +90,5 @@ def parse_int(text: str, *, what: str, where: str) -> int:
     return int(number)
 
 
-def _open_bytes(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+def _open_bytes(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")

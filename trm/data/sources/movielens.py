@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trm.data.catalog import PAD, Item
 from trm.data.dataset import Dataset
-from trm.data.sources.assemble import EventLog, assemble_dataset, filter_events
+from trm.data.sources.assemble import EventLog, Report, assemble_dataset, filter_events
 from trm.data.sources.lines import decode_lines, parse_int, read_lines, split_fields
 from trm.errors import DataFormatError
 
@@ -23,9 +23,12 @@ _FIRST_FILM_YEAR = 1870
 _MS = 1000
 
 _ARTICLES = (
-    "The A An Le La Les L' Lo Il I Gli El Los Las Das Der Die Den Det De O Os Un Une Una Um Uma Ein Eine En Et".split()
+    *("The", "A", "An"),
+    *("Le", "La", "Les", "L'", "Un", "Une"),
+    *("Il", "Lo", "I", "Gli", "Una", "El", "Los", "Las", "O", "Os", "Um", "Uma"),
+    *("Der", "Die", "Das", "Den", "Ein", "Eine", "De", "Det", "En", "Et"),
 )
-_TRAILING_ARTICLE = re.compile(rf"^(?P<rest>.+), (?P<article>{'|'.join(_ARTICLES)})$", re.IGNORECASE)
+_TRAILING_ARTICLE = re.compile(rf"^(?P<rest>.+), (?P<article>{'|'.join(_ARTICLES)})$")
 _YEAR_AT_END = re.compile(r"^(?P<name>.*?)\s*\((?P<year>\d{4})\)\s*(?:\([A-Z]+\))?$")
 _PARENTHESES = re.compile(r"\(([^()]*)\)")
 
@@ -187,6 +190,6 @@ def _assemble(name: str, items: Sequence[Item], rows: Iterable[tuple[str, list[s
         log.append(user_id, source_id, parse_int(seconds, what="the timestamp", where=where) * _MS)
     if len(log) == 0:
         raise DataFormatError(f"{name}: expected ratings, got an empty file")
-    report: dict[str, int | str] = {"source": source, "items_described": len(items)}
+    report: Report = {"source": source, "items_described": len(items)}
     events = filter_events(log, min_interactions=1, k_core=0, report=report)
     return assemble_dataset(name, events, items, report=report)

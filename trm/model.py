@@ -1,0 +1,150 @@
+"""`steer`, the default TRM: a causal transformer over id + text, whose query listens to a preference in words.
+
+It departs from the published `addret` where that makes it steer: text vectors at the scale of the rest, item vectors
+with text in them, history items as plain sums instead of the Fourier fusion. The preference passes the same adaptor
+as the items' texts, which has no bias, so that no preference (the zero vector) adds nothing.
+
+Shapes: B batch, L positions, D width, P text dimension, N items (0 is padding), Q distinct preferences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trm.frozen import FrozenTRM
+from trm.layers import TransformerEncoder, attention_mask
+from trm.types import FloatArray
+
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteerConfig:
+    """The architecture."""
+
+    num_items: int
+    """Without padding."""
+    text_dim: int
+    """The text encoder's dimension."""
+    dim: int = 64
+    num_layers: int = 2
+    num_heads: int = 2
+    hidden_dim: int = 256
+    max_history: int = 50
+    """Older items than this are not looked at."""
+    dropout: float = 0.3
+    text_dropout: float = 0.2
+    """Of the text vectors' entries, before the adaptor."""
+    text_scale: float = 10.0
+    """What unit text vectors are multiplied by; at unit norm they drown in the id embeddings."""
+    temperature: float = 0.07
+    layer_norm_eps: float = 1e-8
+
+
+class SteerTRM(nn.Module):
+    """Scores items for a history and a preference by the cosine of a query with the items' id + adapted text."""
+
+    item_texts_NP: Tensor
+
+    def __init__(self, config: SteerConfig, item_text_vectors: FloatArray) -> None:
+        """Build the model with random weights.
+
+        Args:
+            config: the architecture.
+            item_text_vectors: float32 [num_items + 1, text_dim], unit rows, row 0 zeros.
+
+        Raises:
+            ValueError: if item_text_vectors has another shape.
+        """
+        super().__init__()
+        expected = (config.num_items + 1, config.text_dim)
+        if item_text_vectors.shape != expected:
+            raise ValueError(f"expected item_text_vectors of shape {expected}, got {item_text_vectors.shape}")
+        self.config = config
+        self.register_buffer("item_texts_NP", torch.from_numpy(item_text_vectors.astype(np.float32)), persistent=False)
+        self.item_embedding = nn.Embedding(config.num_items + 1, config.dim, padding_idx=0)
+        self.position_embedding = nn.Embedding(config.max_history, config.dim)
+        self.adaptor = nn.Linear(config.text_dim, config.dim, bias=False)
+        self.text_dropout = nn.Dropout(config.text_dropout)
+        self.input_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder = TransformerEncoder(
+            config.dim,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            hidden_dim=config.hidden_dim,
+            dropout=config.dropout,
+            eps=config.layer_norm_eps,
+        )
+        self.output_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
+        self.apply(_init_weights)
+
+    def adapt(self, texts: Tensor) -> Tensor:
+        """Return float [..., D] of unit text vectors float [..., P]; zero rows stay zero."""
+        return self.adaptor(self.text_dropout(texts * self.config.text_scale))
+
+    def item_table(self) -> Tensor:
+        """Return id embedding + adapted text of every item, float [N + 1, D], row 0 zeros; it changes with dropout."""
+        return self.item_embedding.weight + self.adapt(self.item_texts_NP)
+
+    def states(self, item_seq_BL: Tensor, table_ND: Tensor) -> Tensor:
+        """Return the state after each position, float [B, L, D].
+
+        Args:
+            item_seq_BL: int [B, L] with L <= max_history, oldest first, right-padded with 0.
+            table_ND: item_table().
+        """
+        x_BLD = table_ND[item_seq_BL] + self.position_embedding.weight[: item_seq_BL.shape[1]]
+        x_BLD = self.dropout(self.input_norm(x_BLD))
+        return self.encoder(x_BLD, attention_mask(item_seq_BL, bidirectional=False))
+
+    def logits(self, states: Tensor, preferences: Tensor, table_ND: Tensor) -> Tensor:
+        """Return cosine / temperature with the items 1..N, float [..., N]; column 0 is item 1.
+
+        Args:
+            states: float [..., D].
+            preferences: float [..., D], adapted preferences, zeros for none.
+            table_ND: item_table().
+        """
+        queries = functional.normalize(self.output_norm(states + preferences), dim=-1)
+        items_ND = functional.normalize(table_ND[1:], dim=-1)
+        return queries @ items_ND.T / self.config.temperature
+
+    @torch.no_grad()
+    def export(self, *, encoder_name: str) -> FrozenTRM:
+        """Return the weights for inference in numpy, everything that no longer changes computed once."""
+        was_training = self.training
+        self.eval()
+        table_ND = self.item_table()
+        ids_ND = functional.normalize(self.item_embedding.weight, dim=-1)
+        self.train(was_training)
+        weights = {
+            name: tensor.detach().cpu().numpy().copy()
+            for name, tensor in self.state_dict().items()
+            if not name.startswith(("item_embedding", "adaptor"))
+        }
+        return FrozenTRM(
+            config={**asdict(self.config), "encoder_name": encoder_name},
+            arrays={
+                **weights,
+                "adaptor": (self.adaptor.weight.detach().T * self.config.text_scale).cpu().numpy(),
+                "item_table": table_ND.cpu().numpy().copy(),
+                "item_id_vectors": ids_ND.cpu().numpy().copy(),
+                "item_text_vectors": self.item_texts_NP.cpu().numpy().copy(),
+            },
+        )
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=INIT_STD)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        with torch.no_grad():
+            module.weight[module.padding_idx].zero_()
