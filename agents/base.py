@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -154,7 +154,7 @@ class RuleAgent(ABC):
 
     @abstractmethod
     def rank(self, view: EpisodeView) -> Iterable[int]:
-        """Yield item ids, best first; at least top_k of different titles when the catalogue allows it."""
+        """Return item ids, best first; at least top_k of different titles when the catalogue allows it."""
 
     def conclude(self, view: EpisodeView) -> str:
         """Return the reasoning that stands before the recommendation."""
@@ -171,6 +171,14 @@ class RuleAgent(ABC):
             return render_search(step.preference, reasoning=step.reasoning)
         titles = first_titles(view.catalog, self.rank(view), view.config.top_k)
         return render_recommend(titles, reasoning=self.conclude(view))
+
+
+def by_popularity(view: EpisodeView) -> Iterator[int]:
+    """Yield the catalogue's items that are not in the history, the most popular first; equal counts by id."""
+    history = set(view.history)
+    for index in np.argsort(-view.popularity[1:], kind="stable"):
+        if (item_id := int(index) + 1) not in history:
+            yield item_id
 
 
 def first_titles(catalog: Catalog, item_ids: Iterable[int], count: int) -> list[str]:

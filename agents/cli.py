@@ -215,7 +215,6 @@ def main(args: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     command = tyro.cli(Command, prog="deeprec", description="DeepRec as a text environment, and its agents.", args=args)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         command.run()
     except _user_errors() as error:
@@ -243,10 +242,6 @@ def _say(text: str) -> None:
 def _ref(dataset: str, category: str | None) -> DatasetRef:
     from trm.data.prepare import DatasetRef
 
-    if dataset == "amazon" and category is None:
-        raise ValueError("amazon needs a category, got none; add e.g. --category Video_Games")
-    if dataset != "amazon" and category is not None:
-        raise ValueError(f"only amazon has categories, got --category {category} with {dataset}")
     return DatasetRef(dataset, category)
 
 
@@ -284,8 +279,7 @@ def _build_game(choice: GameChoice) -> Game:
         arguments = dict(envs[choice.env])
     category = choice.category or arguments.pop("category", None)
     dataset = arguments.pop("dataset", None)
-    if dataset is not None and dataset != "sample":
-        category = _ref(dataset, category).category
+    _ref(str(dataset), category)  # refuses a category where there is none, before anything is loaded
     options = {**arguments, "stage": choice.stage, "reward": choice.reward}
     return build_game(dataset, options, category=category)
 

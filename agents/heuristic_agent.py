@@ -9,7 +9,7 @@ from itertools import chain
 
 import numpy as np
 
-from agents.base import AgentError, EpisodeView, RuleAgent, Step
+from agents.base import AgentError, EpisodeView, RuleAgent, Step, by_popularity
 from trm.data.catalog import Catalog
 
 _RANGE = re.compile(r"(\d+)-(\d+)")
@@ -65,13 +65,13 @@ class HeuristicAgent(RuleAgent):
         return list(steps.values())
 
     def rank(self, view: EpisodeView) -> Iterable[int]:
-        """Yield the pool by falling fused score, equal scores by first appearance; then the catalogue."""
+        """Return the pool by falling fused score, equal scores by first appearance; popular items after it."""
         scores = dict.fromkeys(view.pool, 0.0)
         for turn in view.turns:
             weight = 1.0 if turn.preference else self._empty_weight
             for place, item_id in enumerate(turn.candidate_ids, start=1):
                 scores[item_id] += weight / (self._rank_offset + place)
-        return chain(sorted(scores, key=lambda item_id: -scores[item_id]), range(1, view.catalog.num_items + 1))
+        return chain(sorted(scores, key=lambda item_id: -scores[item_id]), by_popularity(view))
 
     def conclude(self, view: EpisodeView) -> str:
         """Return the reasoning that stands before the recommendation."""

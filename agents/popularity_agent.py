@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
-from agents.base import EpisodeView, RuleAgent, Step
+from agents.base import EpisodeView, RuleAgent, Step, by_popularity
 
 
 class PopularityAgent(RuleAgent):
@@ -19,11 +17,8 @@ class PopularityAgent(RuleAgent):
         return [Step("", "Let me see some items.")]
 
     def rank(self, view: EpisodeView) -> Iterable[int]:
-        """Yield the catalogue by falling popularity, without the history."""
-        history = set(view.history)
-        for index in np.argsort(-view.popularity[1:], kind="stable"):
-            if (item_id := int(index) + 1) not in history:
-                yield item_id
+        """Return the catalogue by falling popularity, without the history."""
+        return by_popularity(view)
 
     def conclude(self, view: EpisodeView) -> str:
         """Return the reasoning that stands before the recommendation."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from agents.base import EpisodeView, RuleAgent, Step
+from agents.base import EpisodeView, RuleAgent, Step, by_popularity
 
 
 class TRMAgent(RuleAgent):
@@ -18,8 +18,8 @@ class TRMAgent(RuleAgent):
         return [Step("", "Let me see what the recommender offers by itself.")]
 
     def rank(self, view: EpisodeView) -> Iterable[int]:
-        """Yield what the search returned, best first; the catalogue's order after it, should k be below top_k."""
-        return chain(view.turns[0].candidate_ids, range(1, view.catalog.num_items + 1))
+        """Return what the search found, best first; popular items after it, should k be below top_k."""
+        return chain(view.turns[0].candidate_ids, by_popularity(view))
 
     def conclude(self, view: EpisodeView) -> str:
         """Return the reasoning that stands before the recommendation."""

@@ -29,12 +29,9 @@ def select_users(world: World, users: str | Sequence[int], split: str) -> IntArr
     """
     num_users = world.splits.num_users
     if isinstance(users, str):
-        if users == "all":
-            return np.arange(num_users, dtype=np.int64)
-        match = _RANK_RANGE.fullmatch(users)
-        if match is None:
-            raise unknown_name("users", users, ("all", "top0_100"))
-        chosen = _users_by_rank(world, split, low=int(match[1]), high=int(match[2]))
+        if (users, split) not in world.user_subsets:
+            world.user_subsets[users, split] = _named_users(world, users, split)
+        chosen = world.user_subsets[users, split]
     else:
         chosen = np.asarray(list(users), dtype=np.int64)
         if chosen.size and not (chosen.min() >= 0 and chosen.max() < num_users):
@@ -44,7 +41,13 @@ def select_users(world: World, users: str | Sequence[int], split: str) -> IntArr
     return chosen
 
 
-def _users_by_rank(world: World, split: str, *, low: int, high: int) -> IntArray:
+def _named_users(world: World, users: str, split: str) -> IntArray:
+    if users == "all":
+        return np.arange(world.splits.num_users, dtype=np.int64)
+    match = _RANK_RANGE.fullmatch(users)
+    if match is None:
+        raise unknown_name("users", users, ("all", "top0_100"))
+    low, high = int(match[1]), int(match[2])
     rank = getattr(world.retriever, "ranks", None)
     if rank is None:
         raise ValueError("expected a recommender with `ranks` for users by rank, got one without; use users='all'")

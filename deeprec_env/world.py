@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from deeprec_env.protocol import DisplayItem, display_item
 from trm.data.catalog import Catalog, normalize_title
-from trm.types import FloatArray, Retriever, TextEncoder
+from trm.types import FloatArray, IntArray, Retriever, TextEncoder
 
 if TYPE_CHECKING:
-    from trm.frozen import FrozenTRM
-
     from trm.data.dataset import Dataset
     from trm.data.splits import LeaveOneOut
+    from trm.frozen import FrozenTRM
 
 _Key = tuple[str, str | None, str | None]
 _WORLDS: dict[_Key, World] = {}
@@ -64,6 +63,8 @@ class World:
         self.encoder = encoder
         self.item_text_vectors = item_text_vectors
         self.item_id_vectors = item_id_vectors
+        self.user_subsets: dict[tuple[str, str], IntArray] = {}
+        """What `users.select_users` has found, by name and split."""
         self._key: _Key | None = None
 
     def __repr__(self) -> str:
@@ -129,7 +130,8 @@ def load_world(
     Raises:
         DatasetNotPrepared: if something is missing and may not, or cannot, be prepared.
     """
-    key = (dataset, category, None if data_home is None else str(Path(data_home).expanduser().resolve()))
+    home = data_home or os.environ.get("DEEPREC_HOME")
+    key = (dataset, category, None if home is None else str(Path(home).expanduser().resolve()))
     if key not in _WORLDS:
         world = _load_sample() if dataset == "sample" else _load_prepared(key, auto_prepare=auto_prepare)
         world._key = key
@@ -138,16 +140,16 @@ def load_world(
 
 
 def _load_sample() -> World:
-    from trm.frozen import load_frozen
-
     from trm.data.dataset import load_dataset
+    from trm.frozen import load_frozen
 
     return build_world(load_dataset(SAMPLE_FOLDER / "dataset"), load_frozen(SAMPLE_FOLDER / "trm"))
 
 
 def _load_prepared(key: _Key, *, auto_prepare: bool) -> World:
-    from trm.data.prepare import DatasetRef, load_prepared, prepare_dataset
     from trm.prepare_trm import load_trm, prepare_trm
+
+    from trm.data.prepare import DatasetRef, load_prepared, prepare_dataset
 
     dataset_name, category, home = key
     ref = DatasetRef(dataset_name, category)
@@ -187,7 +189,6 @@ def build_world(dataset: Dataset, frozen: FrozenTRM, *, cache_folder: Path | Non
         cache_folder: where text embeddings are kept on disk; in memory only if None.
     """
     from trm.retriever import TRMRetriever
-
     from trm.text_encoder import CachedEncoder, load_encoder
 
     encoder = CachedEncoder(load_encoder(frozen.encoder_name), cache_folder)

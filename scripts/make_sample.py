@@ -1,8 +1,8 @@
 """Generate the data set and the tiny recommender of DeepRec-Sample-v0: `python scripts/make_sample.py`.
 
 Everything is invented and follows from one seed. Items have a genre or two, a mood and a decade. Users have two
-favourite genres, a favourite decade and a habit: a third of the time the next item is one of three that follow the last
-item for everybody, else it is drawn by taste and popularity. So both the history and a preference in words help.
+favourite genres, a favourite decade and a habit: half of the time the next item is one of two that follow the last item
+for everybody, else it is drawn by taste and popularity. So both the history and a preference in words help.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ def build_items(rng: np.random.Generator) -> list[Item]:
 
 
 def build_interactions(items: list[Item], rng: np.random.Generator) -> Interactions:
-    """Return chronological histories of 8 to 29 distinct items a user."""
-    popularity = 1.0 / (5.0 + rng.permutation(NUM_ITEMS))
-    followers = np.stack([rng.choice(NUM_ITEMS, size=3, replace=False) for _ in range(NUM_ITEMS)])
+    """Return chronological histories of 10 to 39 distinct items a user."""
+    popularity = 1.0 / (20.0 + rng.permutation(NUM_ITEMS))
+    followers = np.stack([rng.choice(NUM_ITEMS, size=2, replace=False) for _ in range(NUM_ITEMS)])
     users, item_ids, timestamps = [], [], []
     for user in range(NUM_USERS):
         weights = popularity * _taste(items, rng)
         left = np.ones(NUM_ITEMS, dtype=bool)
         last: int | None = None
-        for step in range(int(rng.integers(8, 30))):
+        for step in range(int(rng.integers(10, 40))):
             near = [place for place in followers[last] if left[place]] if last is not None else []
-            if near and rng.random() < 0.33:
+            if near and rng.random() < 0.5:
                 last = int(near[rng.integers(len(near))])
             else:
                 chances = weights * left
@@ -92,11 +92,11 @@ def build_interactions(items: list[Item], rng: np.random.Generator) -> Interacti
 
 
 def _taste(items: list[Item], rng: np.random.Generator) -> FloatArray:
-    """Return how much one user likes each item: 12 times a favourite genre, 4 times the favourite decade."""
+    """Return how much one user likes each item: 30 times a favourite genre, 4 times the favourite decade."""
     favourites = {GENRES[place] for place in rng.permutation(len(GENRES))[:2]}
     decade = f"{rng.integers(FIRST_YEAR // 10, LAST_YEAR // 10 + 1) * 10}s"
     liked = [
-        (12.0 if favourites & set(item.attributes["genres"]) else 1.0)
+        (30.0 if favourites & set(item.attributes["genres"]) else 1.0)
         * (4.0 if decade in item.attributes["decade"] else 1.0)
         for item in items
     ]
@@ -130,15 +130,17 @@ def main() -> None:
 
 def _train(dataset: Dataset, out: Path) -> None:
     """Train as small a recommender as learns this data set, and keep its inference arrays only."""
+    from trm.evaluate import render_metrics
     from trm.frozen import load_frozen
     from trm.text_encoder import HashingEncoder
     from trm.train import TrainConfig, train_trm
 
     with tempfile.TemporaryDirectory() as draft:
-        metrics = train_trm(dataset, HashingEncoder(256), TrainConfig(), out=Path(draft), progress=True)
-        _log.info("%s", metrics)
+        config = TrainConfig(dropout=0.2)
+        metrics = train_trm(dataset, HashingEncoder(256), config, out=Path(draft) / "trm", progress=False)
+        _log.info("%s", render_metrics(metrics))
         shutil.rmtree(out, ignore_errors=True)
-        load_frozen(Path(draft)).save(out)
+        load_frozen(Path(draft) / "trm").save(out)
 
 
 if __name__ == "__main__":

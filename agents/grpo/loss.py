@@ -63,7 +63,7 @@ def grpo_loss(
 ) -> LossTerms:
     """Return the clipped surrogate with an asymmetric clip and, if asked for, a k3 KL to a reference.
 
-    The loss is sum(weights * (-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) * correction + kl_coef * k3)).
+    The loss is sum(weights * (kl_coef * k3 - correction * min(ratio * A, clipped ratio * A))).
 
     Args:
         logps_NT: float32 [N, T], with gradient.
@@ -103,13 +103,13 @@ def grpo_loss(
 
 
 def k3_kl(logps_NT: Tensor, ref_logps_NT: Tensor) -> Tensor:
-    """Return the k3 estimate of KL(policy || reference) a token: exp(d) - d - 1 with d = ref - policy; never negative."""
+    """Return k3, an estimate of KL(policy || reference) a token: exp(d) - d - 1, d = ref - policy; never negative."""
     difference_NT = ref_logps_NT - logps_NT
     return torch.exp(difference_NT) - difference_NT - 1.0
 
 
 def engine_correction(trainer_logps_NT: Tensor, engine_logps_NT: Tensor, *, limit: float = 2.0) -> Tensor:
-    """Return min(exp(trainer - engine), limit) a token: truncated importance weights for an engine of other arithmetic."""
+    """Return min(exp(trainer - engine), limit) a token: weights that correct an engine of other arithmetic."""
     return torch.exp(trainer_logps_NT - engine_logps_NT).clamp(max=limit).detach()
 
 

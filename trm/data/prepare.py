@@ -1,7 +1,7 @@
 """Which data sets there are, where they live on disk, and how one is prepared from raw files.
 
-`$DEEPREC_HOME` (default `~/.cache/deeprec`) holds what is made; `$DEEPREC_DATA` may hold raw files: `ml-100k/`, `ml-1m/`
-in GroupLens' layout, `amazon/<Category>.jsonl[.gz]` with `amazon/meta_<Category>.jsonl[.gz]`.
+`$DEEPREC_HOME` (default `~/.cache/deeprec`) holds what is made; `$DEEPREC_DATA` may hold raw files: `ml-100k/` and
+`ml-1m/` in GroupLens' layout, `amazon/<Category>.jsonl[.gz]` with `amazon/meta_<Category>.jsonl[.gz]`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def load_prepared(ref: DatasetRef) -> Dataset:
 
 
 def prepare_dataset(ref: DatasetRef, *, progress: bool = True) -> Dataset:
-    """Return the data set; reads it if it is prepared, else makes it from raw files, fetched where possible, and saves it.
+    """Return the data set: from disk if it is prepared, else made from raw files (fetched where possible) and saved.
 
     Raises:
         DatasetNotPrepared: if there are no raw files and they cannot be fetched.

@@ -1,7 +1,7 @@
 """Sampling from a transformers model with a loop and a key-value cache of our own.
 
 Each request owns a row of the cache, written at the row's own positions: no left padding, no holes, and rows of any
-length side by side. The rows of the last call are kept, so a later turn of the same episode pays for its new tokens only.
+length side by side. The rows of the last call are kept: a later turn of an episode pays for its new tokens only.
 
 Shape legend: B rows, S positions, H key-value heads, D head size, Q query tokens, V vocabulary.
 """
@@ -134,9 +134,7 @@ class HFGenerator:
         self._model.train(was_training)
         return [Completion(tuple(row.ids), tuple(row.logps), row.finish or FinishReason.STOP) for row in rows]
 
-    def _open_rows(
-        self, requests: Sequence[GenerationRequest], params: SamplingParams
-    ) -> tuple[list[_Row], RowCache]:
+    def _open_rows(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> tuple[list[_Row], RowCache]:
         rows, sources = [], []
         for request in requests:
             if not request.ids:

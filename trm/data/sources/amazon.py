@@ -89,13 +89,14 @@ def _read_reviews(path: Path, *, progress: bool) -> EventLog:
 
 
 def _read_items(path: Path, category: str, *, events: Events, report: Report, progress: bool) -> Iterator[Item]:
-    """Yield the described items, to be numbered later; those never taken only by their id, to be counted."""
+    """Yield the described items, to be numbered later; others (never taken, seen before) by id alone, to be counted."""
     wanted = {events.source_ids[index] for index in set(events.items.tolist())}
     for where, record in _records(path, progress=progress):
         source_id = record.get("parent_asin") or record.get("asin")
         if not source_id:
             raise DataFormatError(f"{where}: expected an item with 'parent_asin', got none")
         if source_id in wanted:
+            wanted.remove(source_id)
             yield _item(str(source_id), record, category=category, report=report)
         else:
             yield Item(item_id=PAD, source_id=str(source_id), title=str(source_id), attributes={})

@@ -1,0 +1,104 @@
+"""The policy: a causal language model of transformers with its tokenizer, built micro or loaded from a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from agents.base import AgentError
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The size of a micro Llama."""
+
+    hidden_size: int = 128
+    """Width."""
+    num_layers: int = 4
+    """Depth; copying a title takes at least two."""
+    num_heads: int = 4
+    """Attention heads."""
+    max_tokens: int = 2048
+    """Longest sequence."""
+    vocab_size: int = 4096
+    """Upper bound of the tokenizer's vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A model and the tokenizer that it was trained with."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are trained, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills up batches."""
+        token = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if token is None else token)
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence that the model reads."""
+        return int(self.model.config.max_position_embeddings)
+
+
+def build_policy(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Policy:
+    """Return a fresh float32 Llama with tied embeddings for this tokenizer. The global generator is left as it was."""
+    llama = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.hidden_size * 3,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_heads,
+        max_position_embeddings=config.max_tokens,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        # 0.02 suits thousands of dimensions; a micro model with tied embeddings learns faster from this.
+        initializer_range=config.hidden_size**-0.5 / 2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(llama).float()
+    return Policy(model, tokenizer)
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Write model and tokenizer in the Hugging Face format, as transformers and vLLM load it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+
+
+def load_policy(folder: Path, *, device: str = "cpu") -> Policy:
+    """Return the policy of a folder, or of a model name of the hub, in float32.
+
+    Raises:
+        AgentError: if there is no model there.
+    """
+    if not (folder / "config.json").is_file():
+        raise AgentError(
+            f"expected a policy in Hugging Face format, got {folder} without config.json; "
+            "train one with: python agents/llm_grpo.py quickstart"
+        )
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.nn.Module.to(model, device)
+    return Policy(model, AutoTokenizer.from_pretrained(folder))

@@ -1,0 +1,311 @@
+"""Trains the default TRM: all positions at once, full softmax, early stopping on validation; resumes where it was.
+
+Deterministic by seed on one machine: every epoch draws from generators of its own, made of the seed and its number,
+so that a resumed run gives what an uninterrupted one gives.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import pickle
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+
+from trm.data.dataset import Dataset
+from trm.data.splits import Example
+from trm.data.storage import written_folder
+from trm.evaluate import evaluate_trm, preference_texts, split_examples, trm_ranks
+from trm.frozen import FrozenTRM
+from trm.metrics import ndcg_at_k
+from trm.model import SteerConfig, SteerTRM
+from trm.retriever import TRMRetriever
+from trm.training_data import Batch, PreferenceMix, TrainingData
+from trm.types import FloatArray, TextEncoder
+
+METRICS_FILE = "metrics.json"
+_CHECKPOINT = "checkpoint.pt"
+_MAX_LOGITS = 64_000_000
+"""Bounds positions * items of a step, a quarter of a gigabyte of logits."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the TRM is built and trained."""
+
+    seed: int = 0
+    dim: int = 64
+    num_layers: int = 2
+    num_heads: int = 2
+    hidden_dim: int = 256
+    max_history: int = 50
+    dropout: float = 0.3
+    text_dropout: float = 0.2
+    temperature: float = 0.07
+    mix: PreferenceMix = field(default_factory=PreferenceMix)
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    batch_size: int = 64
+    """Windows a step."""
+    max_positions: int = 200_000
+    """An epoch sees about this many positions at most."""
+    max_epochs: int = 80
+    patience: int = 10
+    """Epochs without a better validation score after which training stops."""
+    max_valid_users: int = 5_000
+
+
+def train_trm(
+    dataset: Dataset,
+    encoder: TextEncoder,
+    config: TrainConfig,
+    *,
+    out: Path,
+    progress: bool = True,
+    log_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Train, write the best model and its metrics into out, and return the test metrics.
+
+    After every epoch a checkpoint is written beside out; a run with the same config and data goes on from it.
+
+    Args:
+        dataset: catalogue and interactions.
+        encoder: of items and preferences; its name is kept with the model.
+        config: the settings.
+        out: the folder that load_frozen reads afterwards.
+        progress: whether to show bars.
+        log_dir: where TensorBoard events go; none if not given.
+    """
+    started = time.perf_counter()
+    run = _Run(dataset, encoder, config, folder=out.with_name(out.name + ".training"))
+    run.resume()
+    with (
+        _Scalars(log_dir) as scalars,
+        tqdm(
+            total=config.max_epochs, initial=run.epoch, desc=f"training the TRM on {dataset.name}", disable=not progress
+        ) as bar,
+    ):
+        while not run.finished:
+            figures = run.train_epoch()
+            scalars.add(figures, step=run.epoch)
+            _log.debug("epoch %d: %s", run.epoch, figures)
+            bar.set_postfix(loss=f"{figures['loss/train']:.3f}", ndcg10=f"{figures['valid/ndcg_at_10_empty']:.4f}")
+            bar.update()
+    frozen = run.best_model()
+    metrics = evaluate_trm(TRMRetriever(frozen, encoder), dataset, split="test")
+    metrics["training"] = {
+        "epochs": run.epoch,
+        "best_epoch": run.best_epoch,
+        "best_valid_score": run.best_score,
+        "seconds": round(run.seconds + time.perf_counter() - started - run.seconds_here, 1),
+        "config": asdict(config),
+        "text_encoder": encoder.name,
+    }
+    with written_folder(out) as draft:
+        frozen.write_files(draft)
+        (draft / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(run.folder, ignore_errors=True)
+    return metrics
+
+
+def item_text_vectors(dataset: Dataset, encoder: TextEncoder) -> FloatArray:
+    """Return the unit vectors of the items' texts, float32 [num_items + 1, encoder.dim], row 0 zeros."""
+    catalog = dataset.catalog
+    return encoder.encode(["", *(catalog.text(item_id) for item_id in range(1, catalog.num_items + 1))])
+
+
+class _Run:
+    """Model, optimizer, data and the best weights so far; all that a checkpoint holds."""
+
+    def __init__(self, dataset: Dataset, encoder: TextEncoder, config: TrainConfig, *, folder: Path) -> None:
+        self.folder = folder
+        self._dataset, self._encoder, self._config = dataset, encoder, config
+        _log.info("encoding the texts of %d items and the training preferences", dataset.catalog.num_items)
+        texts = item_text_vectors(dataset, encoder)
+        self._data = TrainingData(dataset, encoder, mix=config.mix, max_history=config.max_history, seed=config.seed)
+        self._preferences = torch.from_numpy(self._data.preference_vectors)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self._model = SteerTRM(_architecture(dataset, encoder, config), texts)
+        self._optimizer = torch.optim.AdamW(
+            self._model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self._valid = split_examples(dataset, "valid", max_users=config.max_valid_users, seed=config.seed)
+        self._valid_texts = {
+            kind: preference_texts(dataset, self._valid, kind=kind, seed=config.seed) for kind in ("empty", "one")
+        }
+        self.epoch = 0
+        self.best_epoch = 0
+        self.best_score = -math.inf
+        self.seconds = 0.0
+        """Spent in epochs, over all processes."""
+        self.seconds_here = 0.0
+        """Spent in epochs by this process."""
+        self._best_weights = _copied(self._model.state_dict())
+
+    @property
+    def finished(self) -> bool:
+        config = self._config
+        return self.epoch >= config.max_epochs or self.epoch - self.best_epoch >= config.patience
+
+    def train_epoch(self) -> dict[str, float]:
+        """Train one epoch, validate, write the checkpoint; return the figures by their TensorBoard names."""
+        began = time.perf_counter()
+        config = self._config
+        rng = np.random.default_rng([config.seed, 1, self.epoch])
+        batch_size = min(
+            config.batch_size, max(1, _MAX_LOGITS // (config.max_history * self._dataset.catalog.num_items))
+        )
+        losses = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**62)))
+            self._model.train()
+            for batch in self._data.batches(rng, batch_size=batch_size, max_positions=config.max_positions):
+                losses.append(self._step(batch))
+        self.epoch += 1
+        frozen = self._model.export(encoder_name=self._encoder.name)
+        empty, one = (self._validate(frozen, kind) for kind in ("empty", "one"))
+        score = math.sqrt(empty * one)
+        if score > self.best_score:
+            self.best_score, self.best_epoch = score, self.epoch
+            self._best_weights = _copied(self._model.state_dict())
+        elapsed = time.perf_counter() - began
+        self.seconds += elapsed
+        self.seconds_here += elapsed
+        self._save()
+        return {
+            "loss/train": float(np.mean(losses)),
+            "valid/ndcg_at_10_empty": empty,
+            "valid/ndcg_at_10_one": one,
+            "valid/score": score,
+            "time/epoch_s": elapsed,
+        }
+
+    def best_model(self) -> FrozenTRM:
+        self._model.load_state_dict(self._best_weights)
+        return self._model.export(encoder_name=self._encoder.name)
+
+    def _step(self, batch: Batch) -> float:
+        model = self._model
+        targets_BL = torch.from_numpy(batch.targets)
+        present_BL = targets_BL > 0
+        table_ND = model.item_table()
+        states_MD = model.states(torch.from_numpy(batch.items), table_ND)[present_BL]
+        rows, place_of_row = torch.from_numpy(batch.preference_rows)[present_BL].unique(return_inverse=True)
+        preferences_MD = model.adapt(self._preferences[rows])[place_of_row]
+        logits_MN = model.logits(states_MD, preferences_MD, table_ND)
+        loss = functional.cross_entropy(logits_MN, targets_BL[present_BL] - 1)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        self._warm_up()
+        self._optimizer.step()
+        return float(loss.detach())
+
+    def _warm_up(self) -> None:
+        first = next(iter(self._optimizer.state.values()), None)
+        done = float(first["step"]) if first else 0.0
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._config.learning_rate * min(1.0, (done + 1) / max(1, self._config.warmup_steps))
+
+    def _validate(self, frozen: FrozenTRM, kind: str) -> float:
+        """Return the mean NDCG@10 on the validation targets, history left in."""
+        examples: list[Example] = self._valid
+        retriever = TRMRetriever(frozen, self._encoder)
+        ranks = trm_ranks(retriever, examples, self._valid_texts[kind], exclude_history=False)
+        return float(ndcg_at_k(ranks, 10).mean())
+
+    def _fingerprint(self) -> str:
+        splits = self._dataset.splits
+        parts = {
+            "config": asdict(self._config),
+            "encoder": self._encoder.name,
+            "data": [self._dataset.name, self._dataset.catalog.num_items, splits.num_users, self._data.num_positions],
+        }
+        return json.dumps(parts, sort_keys=True)
+
+    def _save(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self.folder / (_CHECKPOINT + ".draft")
+        state = {
+            "fingerprint": self._fingerprint(),
+            "model": self._model.state_dict(),
+            "best_weights": self._best_weights,
+            "optimizer": self._optimizer.state_dict(),
+            "progress": [self.epoch, self.best_epoch, self.best_score, self.seconds],
+        }
+        torch.save(state, draft)
+        draft.replace(self.folder / _CHECKPOINT)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one of this config and data; a damaged one is ignored."""
+        path = self.folder / _CHECKPOINT
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            _log.warning("ignoring the damaged checkpoint %s: %s", path, error)
+            return
+        if state["fingerprint"] != self._fingerprint():
+            _log.info("starting anew: %s is of another configuration or data set", path)
+            return
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._best_weights = state["best_weights"]
+        self.epoch, self.best_epoch, self.best_score, self.seconds = state["progress"]
+        _log.info("resuming after epoch %d", self.epoch)
+
+
+class _Scalars:
+    """Writes TensorBoard scalars, or nothing."""
+
+    def __init__(self, log_dir: Path | None) -> None:
+        self._writer: Any = None
+        if log_dir is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(log_dir))
+
+    def __enter__(self) -> _Scalars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, figures: dict[str, float], *, step: int) -> None:
+        if self._writer is not None:
+            for name, value in figures.items():
+                self._writer.add_scalar(name, value, step)
+
+
+def _architecture(dataset: Dataset, encoder: TextEncoder, config: TrainConfig) -> SteerConfig:
+    return SteerConfig(
+        num_items=dataset.catalog.num_items,
+        text_dim=encoder.dim,
+        dim=config.dim,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        hidden_dim=config.hidden_dim,
+        max_history=config.max_history,
+        dropout=config.dropout,
+        text_dropout=config.text_dropout,
+        temperature=config.temperature,
+    )
+
+
+def _copied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in weights.items()}

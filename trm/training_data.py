@@ -1,0 +1,162 @@
+"""What the TRM trains on: windows of the training sequences with a preference at every position.
+
+Shapes: B windows, L positions, P text dimension, M training interactions, Q distinct preference texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from trm.data.dataset import Dataset
+from trm.preferences import PreferenceWriter
+from trm.types import FloatArray, IntArray, TextEncoder
+
+_VARIANTS = 3
+"""How many texts of a kind an item gets."""
+_VAGUE_STRIDE = 8
+"""A vague text is made from every 8th prefix and stands for the positions up to the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceMix:
+    """How often a training position gets which preference; what is left is informative (all attributes)."""
+
+    empty: float = 0.40
+    vague: float = 0.15
+    one: float = 0.15
+    some: float = 0.15
+
+    def __post_init__(self) -> None:
+        """Check the shares.
+
+        Raises:
+            ValueError: if a share is negative or they sum to more than 1.
+        """
+        shares = (self.empty, self.vague, self.one, self.some)
+        if min(shares) < 0 or sum(shares) > 1 + 1e-9:
+            raise ValueError(f"expected shares of at least 0 that sum to at most 1, got {self}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of one training step."""
+
+    items: IntArray
+    """int64 [B, L], oldest first, right-padded with 0."""
+    targets: IntArray
+    """int64 [B, L], the item that followed each position; 0 where there is none."""
+    preference_rows: IntArray
+    """int64 [B, L], rows of TrainingData.preference_vectors; row 0 is the empty preference."""
+
+
+class TrainingData:
+    """The training sequences of a data set and a pool of preference texts, encoded once."""
+
+    def __init__(
+        self, dataset: Dataset, encoder: TextEncoder, *, mix: PreferenceMix, max_history: int, seed: int
+    ) -> None:
+        """Write and encode the preferences: all the text encoding that the training does."""
+        splits = dataset.splits
+        sequences = [splits.train_sequence(user) for user in range(splits.num_users)]
+        self._lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+        self._starts = np.concatenate(([0], np.cumsum(self._lengths)[:-1]))
+        self._flat = np.concatenate(sequences)
+        self._max_history = max_history
+        self._mix = mix
+        rng = np.random.default_rng([seed, 0])
+        pool = _TextPool()
+        writer = PreferenceWriter(dataset.catalog, templates="train")
+        self._one, self._some, self._informative = (
+            pool.item_rows(write, num_items=dataset.catalog.num_items, rng=rng)
+            for write in (writer.one, writer.some, writer.informative)
+        )
+        self._vague = self._vague_rows(writer, pool, rng=rng)
+        self.preference_vectors: FloatArray = encoder.encode(pool.texts)
+
+    @property
+    def num_positions(self) -> int:
+        """How many (prefix, target) pairs the training sequences hold."""
+        return int(np.maximum(self._lengths - 1, 0).sum())
+
+    def batches(self, rng: np.random.Generator, *, batch_size: int, max_positions: int) -> Iterator[Batch]:
+        """Yield one epoch: every position once, in random windows, or a random choice of about max_positions."""
+        starts, lengths = self._windows(rng)
+        order = rng.permutation(len(starts))
+        if lengths.sum() > max_positions:
+            order = order[: max(1, int(np.searchsorted(np.cumsum(lengths[order]), max_positions)))]
+        for first in range(0, len(order), batch_size):
+            chosen = order[first : first + batch_size]
+            yield self._batch(starts[chosen], lengths[chosen], rng)
+
+    def _windows(self, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+        """Return where windows of at most max_history inputs start in the flat sequences, and their lengths.
+
+        A longer sequence is cut at a random phase, so that each position comes with every length of context.
+        """
+        starts, lengths = [], []
+        for start, inputs in zip(self._starts, self._lengths - 1):
+            if inputs < 1:
+                continue
+            phase = int(rng.integers(1, self._max_history + 1)) if inputs > self._max_history else self._max_history
+            cuts = np.concatenate(([0], np.arange(phase, inputs, self._max_history), [inputs]))
+            starts.append(start + cuts[:-1])
+            lengths.append(np.diff(cuts))
+        return np.concatenate(starts), np.concatenate(lengths)
+
+    def _batch(self, starts_B: IntArray, lengths_B: IntArray, rng: np.random.Generator) -> Batch:
+        columns_L = np.arange(lengths_B.max())
+        inside_BL = columns_L < lengths_B[:, None]
+        places_BL = np.where(inside_BL, starts_B[:, None] + columns_L, 0)
+        targets_BL = np.where(inside_BL, self._flat[places_BL + 1], 0)
+        return Batch(
+            items=np.where(inside_BL, self._flat[places_BL], 0),
+            targets=targets_BL,
+            preference_rows=np.where(inside_BL, self._draw_preferences(places_BL, targets_BL, rng), 0),
+        )
+
+    def _draw_preferences(self, places_BL: IntArray, targets_BL: IntArray, rng: np.random.Generator) -> IntArray:
+        mix = self._mix
+        variants_BL = rng.integers(_VARIANTS, size=targets_BL.shape)
+        bounds = np.cumsum([mix.empty, mix.vague, mix.one, mix.some])
+        kinds_BL = np.searchsorted(bounds, rng.random(targets_BL.shape), side="right")
+        choices = (
+            np.zeros_like(targets_BL),
+            self._vague[places_BL],
+            self._one[targets_BL, variants_BL],
+            self._some[targets_BL, variants_BL],
+            self._informative[targets_BL, variants_BL],
+        )
+        return np.choose(kinds_BL, choices)
+
+    def _vague_rows(self, writer: PreferenceWriter, pool: _TextPool, *, rng: np.random.Generator) -> IntArray:
+        """Return a pool row for each place in the flat sequences, made from items up to this place alone: int64 [M]."""
+        rows = np.zeros(len(self._flat), dtype=np.int64)
+        for start, length in zip(self._starts, self._lengths):
+            sequence = self._flat[start : start + length].tolist()
+            for place in range(0, length, _VAGUE_STRIDE):
+                rows[start + place : start + length] = pool.row(writer.vague(sequence[: place + 1], rng))
+        return rows
+
+
+class _TextPool:
+    """Distinct texts and their rows; row 0 is the empty text."""
+
+    def __init__(self) -> None:
+        self._row_by_text = {"": 0}
+
+    @property
+    def texts(self) -> list[str]:
+        return list(self._row_by_text)
+
+    def row(self, text: str) -> int:
+        return self._row_by_text.setdefault(text, len(self._row_by_text))
+
+    def item_rows(self, write, *, num_items: int, rng: np.random.Generator) -> IntArray:  # type: ignore[no-untyped-def]
+        """Return rows of _VARIANTS texts of each item, int64 [num_items + 1, _VARIANTS]; PAD has the empty text."""
+        rows = np.zeros((num_items + 1, _VARIANTS), dtype=np.int64)
+        for item_id in range(1, num_items + 1):
+            rows[item_id] = [self.row(write(item_id, rng)) for _ in range(_VARIANTS)]
+        return rows
