@@ -189,6 +189,7 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
             axes.plot(steps, rewards.mean() + slope.value * (steps - steps.mean()), "--", linewidth=1.5, label=label)
         axes.set_title(curve.name)
         axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("reward")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", loc="best")

@@ -147,14 +147,14 @@ def _load_sample() -> World:
 
 
 def _load_prepared(key: _Key, *, auto_prepare: bool) -> World:
-    from trm.prepare_trm import load_trm, prepare_trm
-
     from trm.data.prepare import DatasetRef, load_prepared, prepare_dataset
 
     dataset_name, category, home = key
     ref = DatasetRef(dataset_name, category)
     with _data_home(home):
         dataset = prepare_dataset(ref) if auto_prepare else load_prepared(ref)
+        from trm.prepare_trm import load_trm, prepare_trm  # only now: it may train
+
         frozen = prepare_trm(ref, dataset) if auto_prepare else load_trm(ref)
         return build_world(dataset, frozen, cache_folder=_encoder_cache())
 

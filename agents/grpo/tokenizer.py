@@ -21,7 +21,6 @@ _PIECES = (
     # What follows the year of a title, as in "Fargo (1996) | Crime".
     r" \| .*$",
     r"; ",
-    r"\|",
 )
 
 

@@ -89,6 +89,7 @@ def test_heuristic_asks_for_different_things_out_of_the_history_only(world: Worl
         assert preferences[0] == ""
         assert len(set(preferences)) == len(preferences) == 5
         known = {v for i in episode.history for values in world.catalog[i].attributes.values() for v in values}
+        known.add(world.display(episode.history[-1]).title)
         assert {phrase for text in preferences[1:] for phrase in str(text).split("; ")} <= known
 
 
@@ -125,7 +126,7 @@ def test_first_titles_never_repeat_a_shared_title(world: World) -> None:
 
 
 def test_options_that_differ_give_another_name_or_fingerprint() -> None:
-    agents = [HeuristicAgent(), HeuristicAgent(num_searches=2), HeuristicAgent(empty_weight=1.5)]
+    agents = [HeuristicAgent(), HeuristicAgent(num_searches=2), HeuristicAgent(empty_weight=9.0)]
     assert len({(agent.name, agent.fingerprint) for agent in agents}) == 3
     assert agents[0].name == "heuristic"
 

@@ -1,0 +1,200 @@
+"""What a training run is started with. The string under a field is its help on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from agents.base import AgentError
+from agents.grpo.advantage import ADVANTAGES
+from agents.grpo.loss import NORMALIZATIONS
+from agents.grpo.policy import PolicyConfig
+
+ConfigT = TypeVar("ConfigT")
+STAGES = ("sft", "cold", "rec")
+PRESET_FOLDER = Path(__file__).resolve().parent.parent / "presets"
+
+
+@dataclass(frozen=True)
+class GameOptions:
+    """How the game looks to the policy, in training and in evaluation."""
+
+    prompt_style: str = "compact"
+    """full, or compact for micro models."""
+    max_history: int = 10
+    """Items of the history in the prompt."""
+    reward: str = "strict"
+    """The reward's preset."""
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Imitation of a rule agent, on the policy's own tokens."""
+
+    num_samples: int = 4
+    """Dialogues a user."""
+    num_searches: str = "1-3"
+    """How often the imitated agent searches; a range leaves stage cold something to learn."""
+    max_users: int = 0
+    """Users at most; 0 takes all."""
+    num_epochs: int = 3
+    """Passes over the dialogues."""
+    batch_size: int = 16
+    """Dialogues an update."""
+    learning_rate: float = 4e-3
+    """Peak; warms up over 5 % of the updates and falls by a cosine to a tenth."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to it."""
+    checkpoint_every: int = 200
+    """Updates between two checkpoints."""
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """One stage of reinforcement learning."""
+
+    num_steps: int = 40
+    """Updates of the stage."""
+    users_per_step: int = 8
+    """Groups a step; the paper: 128."""
+    group_size: int = 8
+    """Rollouts a user."""
+    max_users: int = 0
+    """Users at most; 0 takes all."""
+    learning_rate: float = 3e-4
+    """The paper: 1e-6 for 7 billion parameters."""
+    advantage: str = "per_turn"
+    """group_mean (the paper's), grpo, dr_grpo, leave_one_out or per_turn."""
+    normalization: str = "token"
+    """token, sequence, or constant (Dr.GRPO; divides by max_tokens)."""
+    clip_low: float = 0.2
+    """How far a ratio may fall below 1."""
+    clip_high: float = 0.28
+    """How far it may rise above 1."""
+    kl_coef: float = 0.0
+    """Weight of the k3 KL to the policy that the stage began with; 0 keeps no reference. The paper: none."""
+    num_minibatches: int = 1
+    """Optimizer updates a step, each on its share of the groups."""
+    max_tokens: int = 128
+    """Sampled tokens a turn; the paper: 2,048."""
+    temperature: float = 1.0
+    """Of sampling. Other values than 1 make the gradient one of another policy."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to it."""
+    warmup_steps: int = 2
+    """Steps over which the learning rate rises."""
+    micro_batch_tokens: int = 8192
+    """Tokens of one forward and backward pass, padding included."""
+    checkpoint_every: int = 10
+    """Steps between two checkpoints."""
+    transcript_every: int = 10
+    """Steps between two transcripts in TensorBoard."""
+
+    def __post_init__(self) -> None:
+        """Check names and ranges.
+
+        Raises:
+            ValueError: if a name is unknown or a value out of its range.
+        """
+        for name, known in (("advantage", ADVANTAGES), ("normalization", NORMALIZATIONS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"expected {name} to be one of {', '.join(known)}, got {value!r}{_hint(value, known)}")
+        if self.group_size < 2:
+            raise ValueError(f"expected group_size >= 2, got {self.group_size}; advantages compare group members")
+        if not 1 <= self.num_minibatches <= self.users_per_step:
+            raise ValueError(f"expected num_minibatches in 1..users_per_step, got {self.num_minibatches}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """SFT, then GRPO in stage cold, then in stage rec."""
+
+    dataset: str = "ml-100k"
+    """ml-100k, ml-1m, sample, or amazon."""
+    category: str | None = None
+    """The category, for amazon."""
+    out: Path = Path("runs/quickstart")
+    """Where stages, curves and checkpoints are written; what is there is resumed."""
+    stages: str = "sft,cold,rec"
+    """Which to run, in this order."""
+    seed: int = 0
+    """Of everything."""
+    num_threads: int = 2
+    """Threads of torch."""
+    game: GameOptions = field(default_factory=GameOptions)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    cold: GrpoConfig = field(default_factory=GrpoConfig)
+    rec: GrpoConfig = field(default_factory=GrpoConfig)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages to run.
+
+        Raises:
+            ValueError: if one does not exist.
+        """
+        names = tuple(name.strip() for name in self.stages.split(",") if name.strip())
+        for name in names:
+            if name not in STAGES:
+                raise ValueError(f"expected stages out of {', '.join(STAGES)}, got {name!r}{_hint(name, STAGES)}")
+        return tuple(name for name in STAGES if name in names)
+
+
+def list_presets() -> list[str]:
+    """Return the names of the presets that come with the package."""
+    return sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))
+
+
+def load_preset(name: str) -> TrainConfig:
+    """Return the configuration of a preset's name, or of a YAML file.
+
+    Raises:
+        AgentError: if there is no such preset, or the file holds an unknown field.
+    """
+    path = PRESET_FOLDER / f"{name}.yaml" if not name.endswith((".yaml", ".yml")) else Path(name)
+    if not path.is_file():
+        raise AgentError(f"expected a preset out of {', '.join(list_presets())} or a YAML file, got {name!r}")
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return build_config(TrainConfig, content, where=str(path))
+
+
+def build_config(cls: type[ConfigT], content: Mapping[str, Any], *, where: str) -> ConfigT:
+    """Return the dataclass with these fields; those of nested dataclasses come as mappings.
+
+    Raises:
+        AgentError: if a field does not exist (the closest is suggested) or a value is wrong.
+    """
+    hints = typing.get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for name, value in content.items():
+        if name not in hints:
+            raise AgentError(f"{where}: {cls.__name__} has no field {name!r}{_hint(name, tuple(hints))}")
+        if dataclasses.is_dataclass(hints[name]):
+            value = build_config(typing.cast(type[Any], hints[name]), value or {}, where=f"{where}: {name}")
+        elif hints[name] is Path:
+            value = Path(value)
+        elif hints[name] is float:
+            value = float(value)
+        arguments[name] = value
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise AgentError(f"{where}: {error}") from error
+
+
+def _hint(name: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,74 @@
+"""Users to groups of rollouts: plays them through the one loop and pairs each episode with its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from agents.grpo.types import Rollout, RolloutGroup
+from agents.llm_agent import LlmAgent
+from agents.play import play
+
+if TYPE_CHECKING:
+    from deeprec_env.episode import Episode
+    from deeprec_env.game import Game
+
+
+def collect_groups(
+    game: Game, agent: LlmAgent, users: Sequence[int], *, group_size: int, seed: int, split: str = "train"
+) -> list[RolloutGroup]:
+    """Return one group a user, in the order of `users`; every rollout has a seed of its own.
+
+    Args:
+        game: the rules and the world.
+        agent: the policy; its traces are forgotten first.
+        users: user indices.
+        group_size: rollouts a user.
+        seed: another seed gives other rollouts, the same seed and weights the same ones.
+        split: whose target is looked for.
+    """
+    agent.forget()
+    num_rollouts = len(users) * group_size
+    episodes = play(
+        game, agent, users, split=split, seed=seed, batch_size=num_rollouts, num_samples=group_size
+    )
+    rollouts = [_rollout(episode, agent, key) for key, episode in enumerate(episodes)]
+    return [
+        RolloutGroup(user, tuple(rollouts[place * group_size : (place + 1) * group_size]))
+        for place, user in enumerate(users)
+    ]
+
+
+def _rollout(episode: Episode, agent: LlmAgent, key: int) -> Rollout:
+    trace = agent.trace(key)
+    return Rollout(
+        trace=trace,
+        turn_rewards=tuple(float(turn.reward) for turn in episode.turns),
+        metrics=rollout_metrics(episode, num_cut_turns=len(trace.cut_turns)),
+        transcript=episode.transcript,
+    )
+
+
+def rollout_metrics(episode: Episode, *, num_cut_turns: int = 0) -> dict[str, float]:
+    """Return what is logged of an episode, `group/name` -> value."""
+    outcome = episode.outcome
+    hit_rank = outcome.hit_rank if outcome is not None and episode.well_formed else 0
+    metrics = {
+        "rollout/num_searches": float(episode.num_searches),
+        "rollout/format_ok_rate": float(episode.well_formed),
+        "rollout/truncated_rate": float(episode.truncated),
+        "rollout/cut_turns": float(num_cut_turns),
+        "rollout/hit_rate": float(hit_rank > 0),
+        "rollout/pool_recall": float(episode.target_in_pool),
+        "rollout/ndcg_at_10": _ndcg(hit_rank),
+    }
+    for turn in episode.turns:
+        for name, amount in turn.reward_terms.items():
+            metrics[f"reward/{name}"] = metrics.get(f"reward/{name}", 0.0) + amount
+    return metrics
+
+
+def _ndcg(rank: int, k: int = 10) -> float:
+    from trm.metrics import ndcg_at_k
+
+    return float(ndcg_at_k([rank], k)[0])

@@ -1,0 +1,195 @@
+"""The agent *llm*: a language model that plays by sampling token ids, and remembers them exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from agents.base import AgentError, EpisodeView
+from agents.grpo.generation.base import Completion, FinishReason, GenerationRequest, Generator, SamplingParams
+from agents.grpo.generation.hf import HFGenerator
+from agents.grpo.policy import Policy, load_policy
+from agents.grpo.tokenizer import decode, encode, stop_token_ids
+from agents.grpo.types import TokenTrace
+
+if TYPE_CHECKING:
+    from typing import Self
+
+POLICY_CARD = "policy.json"
+"""Beside the weights: what the policy was trained on."""
+
+
+@dataclass(frozen=True)
+class PolicyCard:
+    """What must be known of a policy to play with it."""
+
+    name: str = "llm"
+    """How it is called in tables."""
+    game_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of GameConfig that it was trained with, such as its prompts' style."""
+    max_tokens: int = 128
+    """Sampled tokens a turn."""
+
+    def save(self, folder: Path) -> None:
+        """Write the card beside the weights."""
+        (folder / POLICY_CARD).write_text(json.dumps(dataclasses.asdict(self), indent=2), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Return a folder's card; the default one if it has none.
+
+        Raises:
+            AgentError: if the card is broken.
+        """
+        path = folder / POLICY_CARD
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return cls()
+        except (ValueError, TypeError) as error:
+            raise AgentError(f"cannot read {path}: {error}") from error
+
+
+class LlmAgent:
+    """Plays by a language model; tokens in, tokens out.
+
+    A prompt is encoded once. Each turn appends the sampled ids and then the encoded observation; nothing is decoded and
+    encoded again. The action text is decoded from the sampled ids, tags included.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_context: int,
+        max_tokens: int = 128,
+        temperature: float = 1.0,
+        name: str = "llm",
+        game_options: Mapping[str, Any] | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        """Build the agent.
+
+        Args:
+            generator: the engine.
+            tokenizer: of the model that the engine samples from, with the two closing tags as single tokens.
+            max_context: tokens of a whole episode at most; an episode that would pass it gets "" as its action.
+            max_tokens: sampled tokens a turn at most.
+            temperature: of sampling; 0 is greedy.
+            name: how it is called in tables.
+            game_options: fields of GameConfig that the model was trained with.
+            fingerprint: tells policies of one name apart.
+        """
+        self.name = name
+        self.game_options = dict(game_options or {})
+        self.fingerprint = f"{fingerprint} {max_tokens} {temperature}"
+        self._generator = generator
+        self._tokenizer = tokenizer
+        self._max_context = max_context
+        self._params = SamplingParams(max_tokens, stop_token_ids(tokenizer), temperature)
+        self._traces: dict[int, TokenTrace] = {}
+
+    @classmethod
+    def build(cls, path: str, *, temperature: float = 1.0, name: str | None = None) -> Self:
+        """Return the agent of a folder: a stage of `llm_grpo.py`, or a policy in Hugging Face format.
+
+        Args:
+            path: such as runs/quickstart/rec.
+            temperature: of sampling; 0 is greedy.
+            name: how it is called in tables; by default as its stage says.
+
+        Raises:
+            AgentError: if there is no policy there.
+        """
+        folder = Path(path)
+        folder = folder / "policy" if (folder / "policy").is_dir() else folder
+        policy, card = load_policy(folder), PolicyCard.load(folder)
+        suffix = "" if temperature == 1.0 else f", temperature {temperature:g}"
+        return cls.of_policy(
+            policy, card, temperature=temperature, name=name or card.name + suffix, fingerprint=_digest(folder)
+        )
+
+    @classmethod
+    def of_policy(
+        cls, policy: Policy, card: PolicyCard, *, temperature: float, name: str, fingerprint: str = ""
+    ) -> Self:
+        """Return the agent of a policy in memory, sampled by transformers."""
+        return cls(
+            HFGenerator(policy.model),
+            policy.tokenizer,
+            max_context=policy.max_length,
+            max_tokens=card.max_tokens,
+            temperature=temperature,
+            name=name,
+            game_options=card.game_options,
+            fingerprint=fingerprint,
+        )
+
+    @property
+    def generator(self) -> Generator:
+        """The engine."""
+        return self._generator
+
+    def trace(self, key: int) -> TokenTrace:
+        """Return the tokens of the episode that was, or is, played under this key.
+
+        Raises:
+            KeyError: if none was.
+        """
+        return self._traces[key]
+
+    def forget(self) -> None:
+        """Drop all traces; to be called between two calls of `play` whose traces are not wanted any more."""
+        self._traces = {}
+
+    def act(self, episodes: Sequence[EpisodeView]) -> list[str]:
+        """Return one sampled action an episode; "" where the context is full, which the environment calls malformed."""
+        traces = [self._follow(view) for view in episodes]
+        open_places = [place for place, trace in enumerate(traces) if len(trace) < self._max_context]
+        requests = [
+            GenerationRequest(episodes[place].key, traces[place].context, _turn_seed(episodes[place]))
+            for place in open_places
+        ]
+        completions = dict(zip(open_places, self._generator.generate(requests, self._params), strict=True))
+        return [self._record(trace, completions.get(place)) for place, trace in enumerate(traces)]
+
+    def _follow(self, view: EpisodeView) -> TokenTrace:
+        """Return the episode's trace, brought up to the newest observation."""
+        if view.num_turns == 0:
+            trace = TokenTrace(tuple(encode(self._tokenizer, view.prompt)))
+            self._traces[view.key] = trace
+            return trace
+        trace = self._traces[view.key]
+        trace.append_observation(encode(self._tokenizer, view.last_observation))
+        return trace
+
+    def _record(self, trace: TokenTrace, completion: Completion | None) -> str:
+        if completion is None:
+            trace.append_turn([], [], cut=True)
+            return ""
+        room = self._max_context - len(trace)
+        ids, logps = completion.ids[:room], completion.logps[:room]
+        cut = completion.finish is FinishReason.LENGTH or len(ids) < len(completion.ids)
+        trace.append_turn(ids, logps, cut=cut)
+        return decode(self._tokenizer, ids)
+
+
+def _turn_seed(view: EpisodeView) -> int:
+    return int(np.random.SeedSequence([view.seed, view.num_turns]).generate_state(1)[0])
+
+
+def _digest(folder: Path) -> str:
+    """Return a digest of the weights."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
