@@ -28,8 +28,8 @@ class HeuristicAgent(RuleAgent):
         self,
         *,
         num_searches: int | str | Sequence[int] = 4,
-        empty_weight: float = 1.5,
-        rank_offset: float = 10.0,
+        empty_weight: float = 2.0,
+        rank_offset: float = 5.0,
         recent: int = 10,
         name: str | None = None,
     ) -> None:
@@ -86,14 +86,14 @@ class HeuristicAgent(RuleAgent):
             return
         recent = history[-self._recent :]
         for values, reasoning in (
-            (_telling_values(catalog, recent)[:2], "Lately they chose much {}."),
             (_common_values(catalog, recent)[:1], "The recent choices are mostly {}."),
+            (_telling_values(catalog, recent)[:2], "Lately they chose much {}."),
             ([display_item(catalog.title(history[-1])).title], "The last choice was {}."),
-            (_common_values(catalog, history)[:1], "All in all they like {} best."),
             (_telling_values(catalog, history)[:2], "Their taste stands out by {}."),
-            (_common_values(catalog, history[-2:])[:3], "The last two choices were {}."),
             (_common_values(catalog, recent)[1:3], "There was also {}."),
-            (_common_values(catalog, history)[1:3], "Now and then it was {}."),
+            (_common_values(catalog, history[-2:])[:3], "The last two choices were {}."),
+            (_common_values(catalog, history)[1:3], "All in all they like {}."),
+            (_common_values(catalog, history)[3:5], "Now and then it was {}."),
         ):
             if values:
                 yield Step("; ".join(values), reasoning.format(" and ".join(values)))
@@ -110,13 +110,8 @@ def _counts(catalog: Catalog, item_ids: Iterable[int]) -> Counter[tuple[str, str
 
 
 def _common_values(catalog: Catalog, item_ids: Iterable[int]) -> list[str]:
-    """Return the values of the kind that the items have most of (genres, not decades), the commonest first."""
-    counts = _counts(catalog, item_ids)
-    totals: Counter[str] = Counter()
-    for (kind, _), count in counts.items():
-        totals[kind] += count
-    main = [kind for kind, _ in totals.most_common(1)]
-    return [value for (kind, value), _ in counts.most_common() if kind in main]
+    """Return the items' values of all kinds, the commonest first, equal ones in order of appearance."""
+    return [value for (_, value), _ in _counts(catalog, item_ids).most_common()]
 
 
 def _telling_values(catalog: Catalog, item_ids: Iterable[int]) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from gymnasium import Space
+from gymnasium.vector.utils import create_shared_memory
 
 from deeprec_env.protocol import render_recommend, render_search
 
@@ -63,3 +64,17 @@ class TextSpace(Space[str]):
 
     def __repr__(self) -> str:
         return "TextSpace()"
+
+
+@create_shared_memory.register(TextSpace)
+def _no_shared_memory(space: TextSpace, n: int = 1, ctx: Any = None) -> NoReturn:
+    """Refuse: a text has no greatest length, so no block of memory is sure to hold it.
+
+    Raises:
+        ValueError: always, with what to pass instead.
+    """
+    raise ValueError(
+        "expected shared_memory=False for observations that are texts, got shared_memory=True; pass "
+        "AsyncVectorEnv(env_fns, shared_memory=False) or gym.make_vec(…, vectorization_mode='async', "
+        "vector_kwargs={'shared_memory': False}), or leave vectorization_mode out for the faster DeepRecVectorEnv"
+    )

@@ -161,6 +161,27 @@ def render_metrics(metrics: dict[str, Any]) -> str:
     return "\n".join([title, *lines])
 
 
+def render_model_card(metrics: dict[str, Any]) -> str:
+    """Return a short Markdown card of a model that train_trm made."""
+    training = metrics["training"]
+    return f"""# TRM for {metrics["dataset"]}
+
+A sequential recommendation model that also takes a preference in words. Written by DeepRec's training; `trm.json` and
+`trm.npz` beside this file are what `trm.frozen.load_frozen` reads, `metrics.json` holds the figures below.
+
+- Trained on each user's interactions but the last two; the best of {training["epochs"]} epochs (number
+  {training["best_epoch"]}) by validation NDCG@10, {training["seconds"]:.0f} s in all.
+- Texts are encoded by `{training["text_encoder"]}`; a query needs the same encoder.
+- Preferences: *vague* names the history's commonest attributes, *one* a single attribute of the target, *informative*
+  all of them (an upper bound: it knows the target), *other* those of a random item. Their wordings were not trained on.
+- Knows the items of this catalogue only, and nothing of who likes what beyond this data set.
+
+```
+{render_metrics(metrics)}
+```
+"""
+
+
 def _row(model: str, kind: str, excluded: bool, ranks: IntArray) -> dict[str, Any]:
     row: dict[str, Any] = {"model": model, "preference": kind, "history_excluded": excluded}
     for cutoff in CUTOFFS:

@@ -186,7 +186,7 @@ def load_frozen(folder: Path) -> FrozenTRM:
         version = config.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise CheckpointError(f"{folder}: expected format version {FORMAT_VERSION}, got {version}; train it again")
-        with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
+        with (folder / _ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return FrozenTRM(config=config, arrays={name: arrays[name] for name in arrays.files})
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{folder}: expected a trained TRM, got {error}; train it again") from error

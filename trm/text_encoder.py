@@ -207,7 +207,7 @@ class _VectorStore:
         paths = sorted(folder.glob("*.npz"))
         for path in paths:
             try:
-                with np.load(path, allow_pickle=False) as arrays:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                     keys, vectors = [row.tobytes() for row in arrays["keys"]], arrays["vectors"]
             except FileNotFoundError:
                 continue  # another process joined it into a new file

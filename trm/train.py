@@ -24,7 +24,7 @@ from tqdm import tqdm
 from trm.data.dataset import Dataset
 from trm.data.splits import Example
 from trm.data.storage import written_folder
-from trm.evaluate import evaluate_trm, preference_texts, split_examples, trm_ranks
+from trm.evaluate import evaluate_trm, preference_texts, render_model_card, split_examples, trm_ranks
 from trm.frozen import FrozenTRM
 from trm.metrics import ndcg_at_k
 from trm.model import SteerConfig, SteerTRM
@@ -33,6 +33,7 @@ from trm.training_data import Batch, PreferenceMix, TrainingData
 from trm.types import FloatArray, TextEncoder
 
 METRICS_FILE = "metrics.json"
+CARD_FILE = "MODEL_CARD.md"
 _CHECKPOINT = "checkpoint.pt"
 _MAX_LOGITS = 64_000_000
 """Bounds positions * items of a step, a quarter of a gigabyte of logits."""
@@ -56,7 +57,9 @@ class TrainConfig:
     mix: PreferenceMix = field(default_factory=PreferenceMix)
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    warmup_steps: int = 50
+    """The peak; see warmup."""
+    warmup: float = 0.05
+    """Share of max_epochs over which the learning rate rises; after it the rate falls along a cosine."""
     batch_size: int = 64
     """Windows a step."""
     max_positions: int = 200_000
@@ -116,6 +119,7 @@ def train_trm(
     with written_folder(out) as draft:
         frozen.write_files(draft)
         (draft / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        (draft / CARD_FILE).write_text(render_model_card(metrics), encoding="utf-8")
     shutil.rmtree(run.folder, ignore_errors=True)
     return metrics
 
@@ -172,7 +176,9 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**62)))
             self._model.train()
-            for batch in self._data.batches(rng, batch_size=batch_size, max_positions=config.max_positions):
+            batches = list(self._data.batches(rng, batch_size=batch_size, max_positions=config.max_positions))
+            for done, batch in enumerate(batches, start=1):
+                self._set_learning_rate((self.epoch + done / len(batches)) / config.max_epochs)
                 losses.append(self._step(batch))
         self.epoch += 1
         frozen = self._model.export(encoder_name=self._encoder.name)
@@ -210,15 +216,18 @@ class _Run:
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        self._warm_up()
         self._optimizer.step()
         return float(loss.detach())
 
-    def _warm_up(self) -> None:
-        first = next(iter(self._optimizer.state.values()), None)
-        done = float(first["step"]) if first else 0.0
+    def _set_learning_rate(self, progress: float) -> None:
+        """Rise over the first warmup share of the training, then fall to a twentieth along a cosine."""
+        warmup = self._config.warmup
+        if progress < warmup:
+            factor = progress / warmup
+        else:
+            factor = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
         for group in self._optimizer.param_groups:
-            group["lr"] = self._config.learning_rate * min(1.0, (done + 1) / max(1, self._config.warmup_steps))
+            group["lr"] = self._config.learning_rate * factor
 
     def _validate(self, frozen: FrozenTRM, kind: str) -> float:
         """Return the mean NDCG@10 on the validation targets, history left in."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from agents.grpo.types import Rollout, RolloutGroup
 from agents.llm_agent import LlmAgent
 from agents.play import play
+from trm.metrics import ndcg_at_k
 
 if TYPE_CHECKING:
     from deeprec_env.episode import Episode
@@ -29,9 +30,7 @@ def collect_groups(
     """
     agent.forget()
     num_rollouts = len(users) * group_size
-    episodes = play(
-        game, agent, users, split=split, seed=seed, batch_size=num_rollouts, num_samples=group_size
-    )
+    episodes = play(game, agent, users, split=split, seed=seed, batch_size=num_rollouts, num_samples=group_size)
     rollouts = [_rollout(episode, agent, key) for key, episode in enumerate(episodes)]
     return [
         RolloutGroup(user, tuple(rollouts[place * group_size : (place + 1) * group_size]))
@@ -69,6 +68,4 @@ def rollout_metrics(episode: Episode, *, num_cut_turns: int = 0) -> dict[str, fl
 
 
 def _ndcg(rank: int, k: int = 10) -> float:
-    from trm.metrics import ndcg_at_k
-
     return float(ndcg_at_k([rank], k)[0])

@@ -13,11 +13,18 @@ from deeprec_env.rewards.config import RewardConfig
 from trm.types import FloatArray
 
 _WORD = re.compile(r"\w+")
+_UNSEEN = ("Mn", "Cf")
+"""Unicode categories that change how a letter looks little or not at all: accents, joiners, soft hyphens."""
 
 
 def canonical_preference(text: str) -> tuple[str, ...]:
-    """Return the distinct words of a preference, compatibility-normalised, case folded and sorted."""
-    return tuple(sorted(set(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))))
+    """Return the distinct words of a preference, without accents and invisible characters, case folded and sorted."""
+    folded = text.casefold()
+    if not folded.isascii():
+        parts = unicodedata.normalize("NFKD", folded)
+        plain = "".join(char for char in parts if unicodedata.category(char) not in _UNSEEN)
+        folded = unicodedata.normalize("NFKC", plain).casefold()
+    return tuple(sorted(set(_WORD.findall(folded))))
 
 
 def distinct_preferences(

@@ -1,0 +1,225 @@
+"""Train an LLM agent: SFT on a rule agent's episodes, then GRPO in stage cold, then in stage rec.
+
+    python agents/llm_grpo.py quickstart                      a micro Llama on MovieLens-100K, minutes on two cores
+    python agents/llm_grpo.py quickstart --fast               every step, shorter
+    python agents/llm_grpo.py quickstart --rec.num-steps 80   any field of the preset, see --help
+
+Every stage leaves a folder OUT/STAGE with its policy in Hugging Face format, metrics.jsonl and TensorBoard events. A
+stage that is finished is skipped, one that was killed goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):  # started as a file: the packages lie beside this folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import tyro
+from rich.console import Console
+
+from agents.base import AgentError
+from agents.grpo.config import STAGES, GrpoConfig, TrainConfig, list_presets, load_preset
+from agents.grpo.policy import Policy, build_policy, load_policy, save_policy
+from agents.grpo.progress import METRICS_FILE, fit_slope, read_metrics
+from agents.grpo.sft import encode_episode, train_sft
+from agents.grpo.tokenizer import train_tokenizer
+from agents.grpo.trainer import StageSetup, train_stage
+from agents.heuristic_agent import HeuristicAgent
+from agents.llm_agent import LlmAgent, PolicyCard
+from agents.play import play
+from deeprec_env.errors import DeepRecError
+from trm.errors import TRMError
+
+if TYPE_CHECKING:
+    from deeprec_env.episode import Episode
+    from deeprec_env.game import Game
+
+logger = logging.getLogger(__name__)
+_DONE = "done.json"
+_LABELS = {"sft": "llm after SFT", "cold": "llm after cold", "rec": "llm after rec"}
+_WELL_FORMED_USERS = 128
+"""How many users are played after SFT to say how often the policy is well-formed."""
+
+
+class Run:
+    """One run of the stages over one world."""
+
+    def __init__(self, config: TrainConfig, *, console: Console) -> None:
+        """Bind config and console; nothing is loaded yet."""
+        self._config, self._console = config, console
+        self._game: Game | None = None
+
+    def stage(self, name: str) -> None:
+        """Run a stage, unless it is finished."""
+        folder = self._config.out / name
+        if (folder / _DONE).is_file():
+            summary = json.loads((folder / _DONE).read_text(encoding="utf-8"))["summary"]
+            self._console.print(f"{name}: already finished ({summary})")
+            return
+        started = time.perf_counter()
+        policy, summary = self._sft(folder) if name == "sft" else self._grpo(name, folder)
+        self._finish(name, policy, summary, seconds=time.perf_counter() - started)
+
+    def _world_game(self, stage: str) -> Game:
+        from deeprec_env.config import GameConfig
+        from deeprec_env.game import Game
+        from deeprec_env.world import load_world
+
+        options = self._config.game
+        if self._game is None or self._game.config.stage != stage:
+            world = load_world(self._config.dataset, category=self._config.category)
+            rules = GameConfig(
+                stage=stage,
+                reward=options.reward,
+                prompt_style=options.prompt_style,
+                max_history=options.max_history,
+            )
+            self._game = Game(world, rules)
+        return self._game
+
+    def _users(self, game: Game, limit: int) -> list[int]:
+        num_users = game.world.splits.num_users
+        return list(range(min(limit, num_users) if limit else num_users))
+
+    def _sft(self, folder: Path) -> tuple[Policy, str]:
+        config, game = self._config, self._world_game("rec")
+        users = self._users(game, config.sft.max_users)
+        teacher = HeuristicAgent(num_searches=config.sft.num_searches)
+        episodes = play(
+            game,
+            teacher,
+            users,
+            split="train",
+            seed=config.seed,
+            num_samples=config.sft.num_samples,
+            progress=True,
+        )
+        tokenizer = train_tokenizer(_corpus(game, episodes), vocab_size=config.policy.vocab_size)
+        policy = build_policy(config.policy, tokenizer, seed=config.seed)
+        traces = [encode_episode(episode, tokenizer) for episode in episodes]
+        num_tokens = sum(map(len, traces))
+        self._console.print(
+            f"sft: {len(traces)} dialogues of {teacher.name}, {num_tokens / len(traces):.0f} tokens each; "
+            f"{policy.num_parameters / 1e6:.1f} million parameters, vocabulary {len(tokenizer)}"
+        )
+        policy = train_sft(policy, traces, config.sft, folder=folder, seed=config.seed)
+        return policy, self._well_formed(game, policy, users)
+
+    def _well_formed(self, game: Game, policy: Policy, users: Sequence[int]) -> str:
+        agent = LlmAgent.of_policy(policy, self._card("sft"), temperature=1.0, name="check")
+        picked = users[:: max(1, len(users) // _WELL_FORMED_USERS)][:_WELL_FORMED_USERS]
+        episodes = play(game, agent, picked, split="valid", seed=self._config.seed)
+        share = sum(episode.well_formed for episode in episodes) / len(episodes)
+        return f"well-formed in {share:.1%} of {len(episodes)} sampled episodes of split valid"
+
+    def _grpo(self, name: str, folder: Path) -> tuple[Policy, str]:
+        previous = self._config.out / STAGES[STAGES.index(name) - 1]
+        if not (previous / _DONE).is_file():
+            raise AgentError(
+                f"stage {name} begins with the policy of stage {previous.name}, which is not in {previous}"
+            )
+        config: GrpoConfig = getattr(self._config, name)
+        game = self._world_game(name)
+        setup = StageSetup(
+            name=name,
+            game=game,
+            users=self._users(game, config.max_users),
+            folder=folder,
+            seed=self._config.seed + STAGES.index(name),
+            card=self._card(name),
+        )
+        policy = train_stage(load_policy(previous / "policy"), config, setup)
+        return policy, reward_summary(folder)
+
+    def _card(self, name: str) -> PolicyCard:
+        options = self._config.game
+        return PolicyCard(
+            name=_LABELS[name],
+            game_options={"prompt_style": options.prompt_style, "max_history": options.max_history},
+            max_tokens=(self._config.rec if name == "sft" else getattr(self._config, name)).max_tokens,
+        )
+
+    def _finish(self, name: str, policy: Policy, summary: str, *, seconds: float) -> None:
+        """Publish the stage's policy; the file `done.json` comes last."""
+        folder = self._config.out / name
+        final, draft = folder / "policy", folder / ".policy"
+        shutil.rmtree(draft, ignore_errors=True)
+        save_policy(policy, draft)
+        self._card(name).save(draft)
+        shutil.rmtree(final, ignore_errors=True)
+        draft.replace(final)
+        content = {"summary": summary, "seconds": round(seconds, 1), "config": _plain(self._config)}
+        partial = folder / f".{_DONE}"
+        partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        partial.replace(folder / _DONE)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        self._console.print(f"{name}: {summary}; {seconds:.0f} s; policy in {final}")
+
+
+def reward_summary(folder: Path) -> str:
+    """Return in words how a stage's mean training reward went, with the slope's 95 % interval."""
+    rewards = [record["reward_mean"] for record in read_metrics(folder / METRICS_FILE) if "reward_mean" in record]
+    part = max(1, len(rewards) // 5)
+    first, last = sum(rewards[:part]) / part, sum(rewards[-part:]) / part
+    text = f"mean reward {first:.3f} (first fifth) -> {last:.3f} (last fifth of {len(rewards)} steps)"
+    if len(rewards) < 3:
+        return text
+    slope = fit_slope(rewards)
+    verdict = "rising" if slope.low > 0 else "falling" if slope.high < 0 else "neither rising nor falling for certain"
+    return f"{text}, slope {slope}: {verdict}"
+
+
+def _corpus(game: Game, episodes: Sequence[Episode]) -> list[str]:
+    """Return what the policy will read and write, each title of the catalogue at least once."""
+    catalog = game.world.catalog
+    titles = [game.world.display(item_id).title for item_id in range(1, catalog.num_items + 1)]
+    return [*(episode.transcript for episode in episodes), *titles]
+
+
+def _plain(config: TrainConfig) -> dict[str, object]:
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # type: ignore[no-any-return]
+
+
+def parse_config(arguments: Sequence[str]) -> TrainConfig:
+    """Return the preset's configuration with the command line's changes."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("preset", nargs="?", default="quickstart")
+    parser.add_argument("--fast", action="store_true")
+    known, rest = parser.parse_known_args(list(arguments))
+    preset = f"{known.preset}_fast" if known.fast else known.preset
+    description = f"{__doc__}\nPresets: {', '.join(list_presets())}, or a YAML file. --fast takes PRESET_fast."
+    return tyro.cli(
+        TrainConfig, default=load_preset(preset), args=rest, prog="llm_grpo.py PRESET [--fast]", description=description
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the stages and return the exit status."""
+    console = Console()
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("agents").setLevel(logging.INFO)
+    try:
+        config = parse_config(sys.argv[1:] if arguments is None else arguments)
+        torch.set_num_threads(config.num_threads)
+        run = Run(config, console=console)
+        for name in config.stage_names:
+            run.stage(name)
+    except (AgentError, DeepRecError, TRMError, ValueError) as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.trm.test_model import NUM_ITEMS, TEXT_DIM, random_model, unit_texts
+from trm.errors import CheckpointError
+from trm.frozen import FrozenTRM, _erf, load_frozen
+
+HISTORIES = [(3,), (1, 2, 3), tuple(range(1, 31)) * 3, (), (5,) * 50, tuple(range(30, 0, -1))]
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 2, 3])
+def test_agrees_with_torch(num_layers: int):
+    model = random_model(num_layers=num_layers)
+    frozen = model.export(encoder_name="x")
+    states = frozen.encode_histories(HISTORIES)
+    preferences = unit_texts(1)[: len(HISTORIES)]
+    queries = frozen.queries(states, preferences)
+    with torch.no_grad():
+        table = model.item_table()
+        for row, history in enumerate(HISTORIES):
+            if not history:
+                assert (states[row] == 0).all()
+                continue
+            expected = model.states(torch.tensor([history[-50:]]), table)[0, -1]
+            np.testing.assert_allclose(states[row], expected.numpy(), atol=1e-4)
+            logits = model.logits(expected, model.adapt(torch.from_numpy(preferences[row])), table)
+            cosines = queries[row] @ frozen.item_vectors[1:].T
+            np.testing.assert_allclose(cosines, (logits * model.config.temperature).numpy(), atol=1e-4)
+
+
+def test_vectors_are_unit_and_the_padding_is_zero():
+    frozen = random_model().export(encoder_name="x")
+    assert (frozen.num_items, frozen.dim, frozen.text_dim) == (NUM_ITEMS, 8, TEXT_DIM)
+    for vectors in (frozen.item_vectors, frozen.item_id_vectors, frozen.item_text_vectors):
+        assert (vectors[0] == 0).all()
+        assert np.linalg.norm(vectors[1:], axis=1) == pytest.approx(np.ones(NUM_ITEMS), abs=1e-5)
+
+
+def test_a_batch_gives_what_single_histories_give():
+    frozen = random_model().export(encoder_name="x")
+    together = frozen.encode_histories(HISTORIES)
+    alone = np.concatenate([frozen.encode_histories([history]) for history in HISTORIES])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_save_and_load_give_the_same_model(tmp_path: Path):
+    frozen = random_model().export(encoder_name="hashing-16")
+    frozen.save(tmp_path / "trm")
+    loaded = load_frozen(tmp_path / "trm")
+    assert loaded.encoder_name == "hashing-16"
+    np.testing.assert_array_equal(loaded.encode_histories(HISTORIES), frozen.encode_histories(HISTORIES))
+    with pytest.raises(ValueError, match="read-only"):
+        loaded.item_table[0] = 1
+
+
+def test_damage_is_a_checkpoint_error(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="expected a trained TRM"):
+        load_frozen(tmp_path / "missing")
+    folder = tmp_path / "trm"
+    frozen = random_model().export(encoder_name="x")
+    frozen.save(folder)
+    weights = (folder / "trm.npz").read_bytes()
+    (folder / "trm.npz").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(CheckpointError):
+        load_frozen(folder)
+    frozen.save(folder)
+    config = json.loads((folder / "trm.json").read_text())
+    (folder / "trm.json").write_text(json.dumps({**config, "format_version": 99}))
+    with pytest.raises(CheckpointError, match="version 1, got 99"):
+        load_frozen(folder)
+    with pytest.raises(CheckpointError, match="encoder_name"):
+        FrozenTRM(config={}, arrays={})
+
+
+def test_unknown_ids_are_refused():
+    with pytest.raises(ValueError, match="got 31"):
+        random_model().export(encoder_name="x").encode_histories([(1, 31)])
+
+
+def test_erf_is_exact_enough():
+    xs = np.linspace(-5, 5, 1001, dtype=np.float32)
+    np.testing.assert_allclose(_erf(xs), [math.erf(x) for x in xs], atol=5e-7)
+
+
+def test_inference_imports_no_torch():
+    modules = "frozen", "retriever", "text_encoder", "preferences", "evaluate", "prepare_trm"
+    code = ";".join([*(f"import trm.{module}" for module in modules), "import sys; assert 'torch' not in sys.modules"])
+    subprocess.run([sys.executable, "-c", code], check=True)
