@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import sys
@@ -39,8 +40,8 @@ class Prepare:
 
         ref = _ref(self.dataset, self.category)
         dataset = prepare_dataset(ref)
-        _say(f"{ref.key}: {', '.join(f'{value} {name}' for name, value in dataset.report.items())}")
-        _say(f"in {prepared_folder(ref)}")
+        num_users, num_items = dataset.interactions.num_users, dataset.catalog.num_items
+        _say(f"{ref.key}: {num_users} users, {num_items} items; in {prepared_folder(ref)}")
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,21 @@ class TrainTRM:
     """The category of the Amazon reviews, e.g. Video_Games."""
     fast: bool = False
     """Train briefly; enough to see every step work."""
+    log_dir: Path | None = None
+    """Where TensorBoard events go."""
 
     def run(self) -> None:
         """Train, or load what has been trained, and print the metrics."""
-        from trm.prepare_trm import prepare_trm, trm_folder
-
         from trm.data.prepare import prepare_dataset
+        from trm.evaluate import render_metrics
+        from trm.prepare_trm import prepare_trm, trm_folder
+        from trm.train import METRICS_FILE
 
         ref = _ref(self.dataset, self.category)
-        prepare_trm(ref, prepare_dataset(ref), fast=self.fast)
-        _say(f"{ref.key}: the recommender is in {trm_folder(ref)}")
+        prepare_trm(ref, prepare_dataset(ref), fast=self.fast, log_dir=self.log_dir)
+        folder = trm_folder(ref)
+        _say(render_metrics(json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))))
+        _say(f"{ref.key}: the recommender is in {folder}")
 
 
 @dataclass(frozen=True)

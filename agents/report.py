@@ -144,7 +144,8 @@ def _curves_of_metrics(path: Path, run: Path) -> list[Curve]:
         if record.get("reward_mean") is not None:
             points.setdefault(str(record.get("stage", "")), {})[float(record["step"])] = float(record["reward_mean"])
     name = _run_name(path.parent, run)
-    return [_curve(f"{name} {stage}".strip(), values) for stage, values in points.items()]
+    names = {stage: name if path.parent.name == stage else f"{name} {stage}".strip() for stage in points}
+    return [_curve(names[stage], values) for stage, values in points.items()]
 
 
 def _curve_of_events(folder: Path, run: Path) -> Curve | None:

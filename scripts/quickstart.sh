@@ -13,7 +13,11 @@ fast="" out="runs/quickstart"
 for argument in "$@"; do
     case "$argument" in
         -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
-        --fast) fast="--fast" out="runs/quickstart-fast" ;;
+        --fast)
+            fast="--fast" out="runs/quickstart-fast"
+            # A home of its own: its short-trained TRM must not be taken for the real one later.
+            export DEEPREC_HOME="${DEEPREC_HOME:-$HOME/.cache/deeprec}/fast"
+            ;;
         *) echo "expected --fast or --help, got $argument" >&2; exit 2 ;;
     esac
 done

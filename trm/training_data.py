@@ -5,7 +5,7 @@ Shapes: B windows, L positions, P text dimension, M training interactions, Q dis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,13 @@ from trm.data.dataset import Dataset
 from trm.preferences import PreferenceWriter
 from trm.types import FloatArray, IntArray, TextEncoder
 
-_VARIANTS = 3
-"""How many texts of a kind an item gets."""
+_TEXTS_PER_KIND = 5_000
+"""About how many texts of a kind are written, as every one costs milliseconds to encode; an item gets 1 to 3."""
 _VAGUE_STRIDE = 8
 """A vague text is made from every 8th prefix and stands for the positions up to the next."""
+
+
+_ItemWriter = Callable[[int, np.random.Generator], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +69,12 @@ class TrainingData:
         self._flat = np.concatenate(sequences)
         self._max_history = max_history
         self._mix = mix
+        self._num_variants = min(3, max(1, _TEXTS_PER_KIND // dataset.catalog.num_items))
         rng = np.random.default_rng([seed, 0])
         pool = _TextPool()
         writer = PreferenceWriter(dataset.catalog, templates="train")
         self._one, self._some, self._informative = (
-            pool.item_rows(write, num_items=dataset.catalog.num_items, rng=rng)
+            pool.item_rows(write, num_items=dataset.catalog.num_items, num_variants=self._num_variants, rng=rng)
             for write in (writer.one, writer.some, writer.informative)
         )
         self._vague = self._vague_rows(writer, pool, rng=rng)
@@ -119,7 +123,7 @@ class TrainingData:
 
     def _draw_preferences(self, places_BL: IntArray, targets_BL: IntArray, rng: np.random.Generator) -> IntArray:
         mix = self._mix
-        variants_BL = rng.integers(_VARIANTS, size=targets_BL.shape)
+        variants_BL = rng.integers(self._num_variants, size=targets_BL.shape)
         bounds = np.cumsum([mix.empty, mix.vague, mix.one, mix.some])
         kinds_BL = np.searchsorted(bounds, rng.random(targets_BL.shape), side="right")
         choices = (
@@ -154,9 +158,9 @@ class _TextPool:
     def row(self, text: str) -> int:
         return self._row_by_text.setdefault(text, len(self._row_by_text))
 
-    def item_rows(self, write, *, num_items: int, rng: np.random.Generator) -> IntArray:  # type: ignore[no-untyped-def]
-        """Return rows of _VARIANTS texts of each item, int64 [num_items + 1, _VARIANTS]; PAD has the empty text."""
-        rows = np.zeros((num_items + 1, _VARIANTS), dtype=np.int64)
+    def item_rows(self, write: _ItemWriter, *, num_items: int, num_variants: int, rng: np.random.Generator) -> IntArray:
+        """Return rows of num_variants texts of each item, int64 [num_items + 1, num_variants]; PAD has the empty text."""
+        rows = np.zeros((num_items + 1, num_variants), dtype=np.int64)
         for item_id in range(1, num_items + 1):
-            rows[item_id] = [self.row(write(item_id, rng)) for _ in range(_VARIANTS)]
+            rows[item_id] = [self.row(write(item_id, rng)) for _ in range(num_variants)]
         return rows

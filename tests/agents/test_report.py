@@ -91,6 +91,11 @@ def test_metrics_files_give_a_curve_a_stage(tmp_path: Path) -> None:
     assert rec == Curve("run/llm rec", (4.0,), (1.0,))
 
 
+def test_a_stage_is_named_once(tmp_path: Path) -> None:
+    _write_metrics(tmp_path / "run" / "cold", [{"step": 0, "stage": "cold", "reward_mean": 1.0}])
+    assert [curve.name for curve in load_curves(tmp_path / "run")] == ["run/cold"]
+
+
 def test_tensorboard_events_serve_where_there_is_no_metrics_file(tmp_path: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 

@@ -15,7 +15,7 @@ SHAPES = ("round", "square", "flat")
 def colour_world(*, num_items: int = 60, num_users: int = 80, length: int = 12, seed: int = 0) -> Dataset:
     """Return users who stay with one colour nine times out of ten; item i has colour i % 5 and shape i % 3."""
     items = [
-        Item(i, f"s{i}", f"Thing {i}", {"colour": (COLOURS[i % 5],), "shape": (SHAPES[i % 3],)})
+        Item(i, f"s{i}", f"Widget {i}", {"colour": (COLOURS[i % 5],), "shape": (SHAPES[i % 3],)})
         for i in range(1, num_items + 1)
     ]
     rng = np.random.default_rng(seed)

@@ -118,6 +118,8 @@ def test_titles_never_retrieved_earn_no_similarity(world: World) -> None:
         ("noir", " NOIR ", "noir!"),
         ("dark noir", "noir dark", "noir, dark; dark"),
         ("noir", "noir", "ｎｏｉｒ"),
+        ("noir", "n\u200boir", "no\u00adir"),
+        ("noir", "nóir", "n\u0301o\u0301i\u0301r\u0301"),
         ("noir", "", "…"),
         ("a b c d e f g h i j k", "a b c d e f g h i j k k", "a b c d e f g h i j k a"),
     ],
