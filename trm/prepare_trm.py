@@ -11,7 +11,7 @@ from trm.errors import CheckpointError, DatasetNotPrepared
 from trm.frozen import FrozenTRM, load_frozen
 from trm.text_encoder import MINILM, CachedEncoder, load_encoder
 
-FAST_EPOCHS = 8
+FAST_EPOCHS = 6
 _MARKER = "trm.json"
 
 _log = logging.getLogger(__name__)

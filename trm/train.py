@@ -55,7 +55,7 @@ class TrainConfig:
     text_dropout: float = 0.2
     temperature: float = 0.07
     mix: PreferenceMix = field(default_factory=PreferenceMix)
-    learning_rate: float = 1e-3
+    learning_rate: float = 4e-3
     weight_decay: float = 0.01
     """The peak; see warmup."""
     warmup: float = 0.05
@@ -64,8 +64,8 @@ class TrainConfig:
     """Windows a step."""
     max_positions: int = 200_000
     """An epoch sees about this many positions at most."""
-    max_epochs: int = 80
-    patience: int = 10
+    max_epochs: int = 20
+    patience: int = 8
     """Epochs without a better validation score after which training stops."""
     max_valid_users: int = 5_000
 

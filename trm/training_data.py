@@ -159,7 +159,7 @@ class _TextPool:
         return self._row_by_text.setdefault(text, len(self._row_by_text))
 
     def item_rows(self, write: _ItemWriter, *, num_items: int, num_variants: int, rng: np.random.Generator) -> IntArray:
-        """Return rows of num_variants texts of each item, int64 [num_items + 1, num_variants]; PAD has the empty text."""
+        """Return rows of texts of each item, int64 [num_items + 1, num_variants]; PAD has the empty text."""
         rows = np.zeros((num_items + 1, num_variants), dtype=np.int64)
         for item_id in range(1, num_items + 1):
             rows[item_id] = [self.row(write(item_id, rng)) for _ in range(num_variants)]
