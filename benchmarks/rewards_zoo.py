@@ -1,7 +1,7 @@
 """Plays the zoo of degenerate policies in both presets and both stages, and writes the table of docs/rewards.md.
 
-    python -m benchmarks.rewards_zoo --dataset sample --write docs/rewards.md
-    DEEPREC_HOME=… python -m benchmarks.rewards_zoo --dataset ml-100k --write docs/rewards.md
+Run it from the repository's root: `python -m benchmarks.rewards_zoo --dataset sample --write docs/rewards.md`, and for
+`--dataset ml-100k` with DEEPREC_HOME naming the folder with the prepared data.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from deeprec_env.rewards.config import RewardConfig
 from deeprec_env.spaces import TextSpace
 from deeprec_env.vector_env import DeepRecVectorEnv
 from deeprec_env.world import World, load_world
+from deeprec_env.wrappers import PreferenceMenu, PreferenceVector, TranscriptObservation
 
 __all__ = [
     "DeepRecEnv",
@@ -16,9 +17,12 @@ __all__ = [
     "Episode",
     "Game",
     "GameConfig",
+    "PreferenceMenu",
+    "PreferenceVector",
     "RewardConfig",
     "StepResult",
     "TextSpace",
+    "TranscriptObservation",
     "Turn",
     "World",
     "load_world",

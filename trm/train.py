@@ -22,7 +22,6 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from trm.data.dataset import Dataset
-from trm.data.splits import Example
 from trm.data.storage import written_folder
 from trm.evaluate import evaluate_trm, preference_texts, render_model_card, split_examples, trm_ranks
 from trm.frozen import FrozenTRM
@@ -182,7 +181,8 @@ class _Run:
                 losses.append(self._step(batch))
         self.epoch += 1
         frozen = self._model.export(encoder_name=self._encoder.name)
-        empty, one = (self._validate(frozen, kind) for kind in ("empty", "one"))
+        retriever = TRMRetriever(frozen, self._encoder)
+        empty, one = (self._validate(retriever, kind) for kind in ("empty", "one"))
         score = math.sqrt(empty * one)
         if score > self.best_score:
             self.best_score, self.best_epoch = score, self.epoch
@@ -229,11 +229,9 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.learning_rate * factor
 
-    def _validate(self, frozen: FrozenTRM, kind: str) -> float:
+    def _validate(self, retriever: TRMRetriever, kind: str) -> float:
         """Return the mean NDCG@10 on the validation targets, history left in."""
-        examples: list[Example] = self._valid
-        retriever = TRMRetriever(frozen, self._encoder)
-        ranks = trm_ranks(retriever, examples, self._valid_texts[kind], exclude_history=False)
+        ranks = trm_ranks(retriever, self._valid, self._valid_texts[kind], exclude_history=False)
         return float(ndcg_at_k(ranks, 10).mean())
 
     def _fingerprint(self) -> str:

@@ -50,9 +50,13 @@ class RewardConfig:
     invocation_weight: float = 0.5
     """A search beyond the first, up to invocation_max."""
     invocation_max: int = 3
-    diversity_weight: float = 0.2
-    diversity_cap: float = 0.5
-    """Distances beyond it earn no more, so that gibberish gains nothing over different wishes (strict only)."""
+    diversity_weight: float = 0.25
+    """With the cap, diversity is worth at most 0.1. The paper: 0.2, without a cap."""
+    diversity_cap: float = 0.4
+    """Distances beyond it earn no more, so that gibberish gains nothing over different wishes (strict only).
+
+    "Drama", "Comedy" and "Romance" lie 0.49 apart by all-MiniLM-L6-v2, the least of all honest trios of MovieLens-100K.
+    """
     near_duplicate: float = 0.95
     """Preferences whose embeddings have at least this dot product are one preference (strict only)."""
     progress_weight: float = 0.0
@@ -81,7 +85,7 @@ class RewardConfig:
 
 PRESETS: Mapping[str, RewardConfig] = {
     "strict": RewardConfig(),
-    "paper": RewardConfig(rules="paper", similarity_weight=10.0),
+    "paper": RewardConfig(rules="paper", similarity_weight=10.0, diversity_weight=0.2),
 }
 
 

@@ -33,7 +33,7 @@ def _check(world: World, stage: str, *, num_users: int) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_degenerate_policy_beats_an_honest_one(stage: str) -> None:
-    _check(load_world("sample"), stage, num_users=200)
+    _check(load_world("sample"), stage, num_users=120)
 
 
 @pytest.mark.slow

@@ -63,6 +63,19 @@ def test_mean_distance() -> None:
     assert process.mean_distance([x, -x], cap=0.5) == 0.5
 
 
+def test_different_wishes_are_as_diverse_as_gibberish() -> None:
+    """Three genres whose embeddings lie 60 degrees apart, and three unrelated words."""
+    strict, paper = PRESETS["strict"], PRESETS["paper"]
+    genres = [np.array(v) / math.sqrt(2) for v in ([1.0, 1, 0], [1.0, 0, 1], [0.0, 1, 1])]
+    assert process.mean_distance(genres) == pytest.approx(0.5)
+    amounts = [
+        strict.diversity_weight * process.mean_distance(vectors, cap=strict.diversity_cap)
+        for vectors in (genres, list(np.eye(3)), [np.eye(3)[0], -np.eye(3)[0]])
+    ]
+    assert amounts == [pytest.approx(0.1)] * 3
+    assert (paper.diversity_weight, paper.invocation_weight) == (0.2, 0.5)
+
+
 def test_progress_potential() -> None:
     assert process.progress_potential([0, 0]) == 0.0
     assert process.progress_potential([0, 3, 7]) == 1 / math.log2(4)

@@ -75,7 +75,6 @@ def seen_titles(game: Game, episode: Episode) -> list[str]:
     return list(titles)[: game.config.top_k]
 
 
-
 def _forms_of_first_wish(*forms: Callable[[str], str]) -> Texts:
     return lambda game, episode: [form(three_wishes(game, episode)[0]) for form in forms]
 
