@@ -27,12 +27,14 @@ if __package__ in (None, ""):  # started as a file: the packages lie beside this
 import torch
 import tyro
 from rich.console import Console
+from transformers.utils import logging as transformers_logging
 
 from agents.base import AgentError
 from agents.grpo.config import STAGES, GrpoConfig, TrainConfig, list_presets, load_preset
+from agents.grpo.drills import copy_drills
 from agents.grpo.policy import Policy, build_policy, load_policy, save_policy
 from agents.grpo.progress import METRICS_FILE, fit_slope, read_metrics
-from agents.grpo.sft import encode_episode, train_sft
+from agents.grpo.sft import Phase, encode_episode, train_sft
 from agents.grpo.tokenizer import train_tokenizer
 from agents.grpo.trainer import StageSetup, train_stage
 from agents.heuristic_agent import HeuristicAgent
@@ -42,7 +44,6 @@ from deeprec_env.errors import DeepRecError
 from trm.errors import TRMError
 
 if TYPE_CHECKING:
-    from deeprec_env.episode import Episode
     from deeprec_env.game import Game
 
 logger = logging.getLogger(__name__)
@@ -105,15 +106,22 @@ class Run:
             num_samples=config.sft.num_samples,
             progress=True,
         )
-        tokenizer = train_tokenizer(_corpus(game, episodes), vocab_size=config.policy.vocab_size)
+        tokenizer = train_tokenizer(
+            [episode.transcript for episode in episodes], titles=_titles(game), vocab_size=config.policy.vocab_size
+        )
         policy = build_policy(config.policy, tokenizer, seed=config.seed)
         traces = [encode_episode(episode, tokenizer) for episode in episodes]
+        drills = copy_drills(game, tokenizer, count=config.sft.num_drills, seed=config.seed)
         num_tokens = sum(map(len, traces))
         self._console.print(
             f"sft: {len(traces)} dialogues of {teacher.name}, {num_tokens / len(traces):.0f} tokens each; "
             f"{policy.num_parameters / 1e6:.1f} million parameters, vocabulary {len(tokenizer)}"
         )
-        policy = train_sft(policy, traces, config.sft, folder=folder, seed=config.seed)
+        phases = [
+            Phase(drills, 1, config.sft.drill_batch_size),
+            Phase(traces, config.sft.num_epochs, config.sft.batch_size),
+        ]
+        policy = train_sft(policy, phases, config.sft, folder=folder, seed=config.seed)
         return policy, self._well_formed(game, policy, users)
 
     def _well_formed(self, game: Game, policy: Policy, users: Sequence[int]) -> str:
@@ -180,15 +188,15 @@ def reward_summary(folder: Path) -> str:
     return f"{text}, slope {slope}: {verdict}"
 
 
-def _corpus(game: Game, episodes: Sequence[Episode]) -> list[str]:
-    """Return what the policy will read and write, each title of the catalogue at least once."""
-    catalog = game.world.catalog
-    titles = [game.world.display(item_id).title for item_id in range(1, catalog.num_items + 1)]
-    return [*(episode.transcript for episode in episodes), *titles]
+def _titles(game: Game) -> list[str]:
+    """Return the catalogue's titles as they are shown, those that are chosen most often first."""
+    counts = game.world.splits.train_counts()
+    order = sorted(range(1, game.world.catalog.num_items + 1), key=lambda item_id: (-counts[item_id], item_id))
+    return [game.world.display(item_id).title for item_id in order]
 
 
 def _plain(config: TrainConfig) -> dict[str, object]:
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def parse_config(arguments: Sequence[str]) -> TrainConfig:
@@ -209,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("agents").setLevel(logging.INFO)
+    transformers_logging.disable_progress_bar()
     try:
         config = parse_config(sys.argv[1:] if arguments is None else arguments)
         torch.set_num_threads(config.num_threads)

@@ -44,7 +44,11 @@ class SftConfig:
     """How often the imitated agent searches; a range leaves stage cold something to learn."""
     max_users: int = 0
     """Users at most; 0 takes all."""
-    num_epochs: int = 3
+    num_drills: int = 12000
+    """Copy drills before the dialogues, for a policy that starts from nothing; 0 leaves them out."""
+    drill_batch_size: int = 32
+    """Drills an update."""
+    num_epochs: int = 1
     """Passes over the dialogues."""
     batch_size: int = 16
     """Dialogues an update."""

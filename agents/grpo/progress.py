@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
+BAR_INTERVAL_S = 0.5 if sys.stderr.isatty() else 20.0
+"""How often a progress bar is drawn: seldom where it would fill a log file."""
 
 
 @dataclass(frozen=True, slots=True)

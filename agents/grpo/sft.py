@@ -7,11 +7,13 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +22,7 @@ from agents.grpo.checkpoint import list_checkpoints, restore_checkpoint, save_ch
 from agents.grpo.config import SftConfig
 from agents.grpo.forward import batch_rows, sampled_logps
 from agents.grpo.policy import Policy, load_policy
-from agents.grpo.progress import RunLog
+from agents.grpo.progress import BAR_INTERVAL_S, RunLog
 from agents.grpo.tokenizer import encode
 from agents.grpo.types import TokenTrace
 
@@ -28,6 +30,16 @@ if TYPE_CHECKING:
     from deeprec_env.episode import Episode
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Dialogues that are learned before the next phase begins."""
+
+    traces: Sequence[TokenTrace]
+    num_epochs: int
+    batch_size: int
+
 
 _WARMUP_SHARE, _FINAL_SHARE = 0.05, 0.1
 _BUCKET_BATCHES = 16
@@ -47,31 +59,25 @@ def encode_episode(episode: Episode, tokenizer: PreTrainedTokenizerBase) -> Toke
 
 def train_sft(
     policy: Policy,
-    traces: Sequence[TokenTrace],
+    phases: Sequence[Phase],
     config: SftConfig,
     *,
     folder: Path,
     seed: int,
     progress: bool = True,
 ) -> Policy:
-    """Return the policy after the last epoch; a run that was killed goes on from its last checkpoint.
+    """Return the policy after the last phase; a run that was killed goes on from its last checkpoint.
 
     Args:
         policy: changed in place, unless a checkpoint takes its place.
-        traces: the dialogues; those longer than the model reads are left out.
-        config: learning rate, epochs and so on.
+        phases: one after the other, under one schedule; dialogues longer than the model reads are left out.
+        config: learning rate and so on.
         folder: of the stage: checkpoints, metrics and events.
         seed: of the order.
         progress: whether to show a bar.
     """
-    kept = [trace for trace in traces if len(trace) <= policy.max_length]
-    if len(kept) < len(traces):
-        logger.warning("%d of %d dialogues are too long and left out", len(traces) - len(kept), len(traces))
-    batch = build_batch(kept, [np.zeros(trace.num_turns) for trace in kept], pad_id=policy.pad_id)
-    schedule = [
-        rows for epoch in range(config.num_epochs) for rows in _epoch_batches(batch, config.batch_size, [seed, epoch])
-    ]
-    identity = {"sft": dataclasses.asdict(config), "seed": seed, "num_dialogues": len(kept)}
+    batch, schedule = _plan(policy, phases, seed=seed)
+    identity = {"sft": dataclasses.asdict(config), "seed": seed, "num_updates": len(schedule)}
     checkpoints = list_checkpoints(folder / "checkpoints")
     if checkpoints:
         policy = load_policy(checkpoints[-1].policy_folder)
@@ -84,7 +90,9 @@ def train_sft(
         logger.info("sft: going on at update %d of %d", first, len(schedule))
     log = RunLog(folder, stage="sft", first_step=first)
     policy.model.train()
-    bar = tqdm(total=len(schedule), initial=first, desc="sft", unit="update", disable=not progress)
+    bar = tqdm(
+        total=len(schedule), initial=first, desc="sft", unit="update", disable=not progress, mininterval=BAR_INTERVAL_S
+    )
     for update in range(first, len(schedule)):
         started = time.perf_counter()
         rate = _set_learning_rate(optimizer, config.learning_rate, update, len(schedule))
@@ -108,6 +116,22 @@ def train_sft(
     return policy
 
 
+def _plan(policy: Policy, phases: Sequence[Phase], *, seed: int) -> tuple[TokenBatch, list[list[int]]]:
+    """Return all dialogues as one batch, and the rows of each update."""
+    traces: list[TokenTrace] = []
+    schedule: list[list[int]] = []
+    for number, phase in enumerate(phases):
+        kept = [trace for trace in phase.traces if len(trace) <= policy.max_length]
+        if len(kept) < len(phase.traces):
+            logger.warning("%d of %d dialogues are too long", len(phase.traces) - len(kept), len(phase.traces))
+        lengths = np.array([len(trace) for trace in kept])
+        for epoch in range(phase.num_epochs if kept else 0):
+            rows = _epoch_batches(lengths, phase.batch_size, [seed, number, epoch])
+            schedule.extend([row + len(traces) for row in update] for update in rows)
+        traces.extend(kept)
+    return build_batch(traces, [np.zeros(trace.num_turns) for trace in traces], pad_id=policy.pad_id), schedule
+
+
 def _update(
     policy: Policy, optimizer: torch.optim.Optimizer, batch: TokenBatch, rows: list[int], config: SftConfig
 ) -> dict[str, float]:
@@ -119,17 +143,16 @@ def _update(
     norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.max_grad_norm)
     optimizer.step()
     return {
-        "loss/sft": float(loss),
+        "loss/sft": float(loss.detach()),
         "loss/entropy": float(entropy_M.mean()),
         "loss/grad_norm": float(norm),
         "data/tokens": float(batch.lengths_N[rows].sum()),
     }
 
 
-def _epoch_batches(batch: TokenBatch, size: int, seed: list[int]) -> list[list[int]]:
+def _epoch_batches(lengths: NDArray[np.int64], size: int, seed: list[int]) -> list[list[int]]:
     """Return the rows of each update: every row once, like lengths together, the updates in random order."""
     rng = np.random.default_rng(seed)
-    lengths = batch.lengths_N.numpy()
     order = rng.permutation(len(lengths))
     batches: list[list[int]] = []
     for start in range(0, len(order), size * _BUCKET_BATCHES):

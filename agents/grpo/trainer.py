@@ -28,7 +28,7 @@ from agents.grpo.config import GrpoConfig
 from agents.grpo.forward import batch_rows, sampled_logps
 from agents.grpo.loss import grpo_loss, token_weights
 from agents.grpo.policy import Policy, load_policy
-from agents.grpo.progress import RunLog
+from agents.grpo.progress import BAR_INTERVAL_S, RunLog
 from agents.grpo.rollout import collect_groups
 from agents.grpo.types import RolloutGroup
 from agents.llm_agent import LlmAgent, PolicyCard
@@ -109,7 +109,14 @@ class GrpoTrainer:
         """Do all steps that are left."""
         config, setup = self._config, self._setup
         log = RunLog(setup.folder, stage=setup.name, first_step=self.next_step)
-        bar = tqdm(total=config.num_steps, initial=self.next_step, desc=setup.name, unit="step", disable=not progress)
+        bar = tqdm(
+            total=config.num_steps,
+            initial=self.next_step,
+            desc=setup.name,
+            unit="step",
+            disable=not progress,
+            mininterval=BAR_INTERVAL_S,
+        )
         try:
             while self.next_step < config.num_steps:
                 step = self.next_step
