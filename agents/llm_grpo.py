@@ -33,13 +33,14 @@ from agents.base import AgentError
 from agents.grpo.config import STAGES, GrpoConfig, TrainConfig, list_presets, load_preset
 from agents.grpo.drills import copy_drills
 from agents.grpo.policy import Policy, build_policy, load_policy, save_policy
-from agents.grpo.progress import METRICS_FILE, fit_slope, read_metrics
+from agents.grpo.progress import METRICS_FILE, read_metrics
 from agents.grpo.sft import Phase, encode_episode, train_sft
 from agents.grpo.tokenizer import train_tokenizer
 from agents.grpo.trainer import StageSetup, train_stage
-from agents.heuristic_agent import HeuristicAgent
 from agents.llm_agent import LlmAgent, PolicyCard
 from agents.play import play
+from agents.registry import make_agent
+from agents.slope import MIN_STEPS, reward_slope
 from deeprec_env.errors import DeepRecError
 from trm.errors import TRMError
 
@@ -96,7 +97,7 @@ class Run:
     def _sft(self, folder: Path) -> tuple[Policy, str]:
         config, game = self._config, self._world_game("rec")
         users = self._users(game, config.sft.max_users)
-        teacher = HeuristicAgent(num_searches=config.sft.num_searches)
+        teacher = make_agent(config.sft.teacher)
         episodes = play(
             game,
             teacher,
@@ -181,11 +182,9 @@ def reward_summary(folder: Path) -> str:
     part = max(1, len(rewards) // 5)
     first, last = sum(rewards[:part]) / part, sum(rewards[-part:]) / part
     text = f"mean reward {first:.3f} (first fifth) -> {last:.3f} (last fifth of {len(rewards)} steps)"
-    if len(rewards) < 3:
+    if len(rewards) < MIN_STEPS:
         return text
-    slope = fit_slope(rewards)
-    verdict = "rising" if slope.low > 0 else "falling" if slope.high < 0 else "neither rising nor falling for certain"
-    return f"{text}, slope {slope}: {verdict}"
+    return f"{text}, slope {reward_slope(range(len(rewards)), rewards)}"
 
 
 def _titles(game: Game) -> list[str]:

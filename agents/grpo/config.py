@@ -38,22 +38,23 @@ class GameOptions:
 class SftConfig:
     """Imitation of a rule agent, on the policy's own tokens."""
 
-    num_samples: int = 4
+    num_samples: int = 3
     """Dialogues a user."""
-    num_searches: str = "1-3"
-    """How often the imitated agent searches; a range leaves stage cold something to learn."""
+    teacher: str = "heuristic?num_searches=1-3&empty_weight=12"
+    """The imitated agent, as on the command line of `deeprec`. A range of searches leaves stage cold something to learn;
+    a large weight of the first search makes a ranking that is as good, and that a micro model can follow."""
     max_users: int = 0
     """Users at most; 0 takes all."""
-    num_drills: int = 12000
+    num_drills: int = 8000
     """Copy drills before the dialogues, for a policy that starts from nothing; 0 leaves them out."""
     drill_batch_size: int = 32
     """Drills an update."""
-    num_epochs: int = 1
+    num_epochs: int = 2
     """Passes over the dialogues."""
     batch_size: int = 16
     """Dialogues an update."""
-    learning_rate: float = 4e-3
-    """Peak; warms up over 5 % of the updates and falls by a cosine to a tenth."""
+    learning_rate: float = 3e-3
+    """Peak; warms up over 5 % of the updates and falls by a cosine to a fiftieth."""
     weight_decay: float = 0.01
     """Of AdamW."""
     max_grad_norm: float = 1.0

@@ -41,7 +41,7 @@ class Phase:
     batch_size: int
 
 
-_WARMUP_SHARE, _FINAL_SHARE = 0.05, 0.1
+_WARMUP_SHARE, _FINAL_SHARE = 0.05, 0.02
 _BUCKET_BATCHES = 16
 """Dialogues are sorted by length within so many batches, so that little is padding."""
 
@@ -163,7 +163,7 @@ def _epoch_batches(lengths: NDArray[np.int64], size: int, seed: list[int]) -> li
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, update: int, num_updates: int) -> float:
-    """Set and return the rate of this update: a linear rise, then a cosine down to a tenth."""
+    """Set and return the rate of this update: a linear rise, then a cosine down to a fiftieth."""
     warmup = max(1, round(_WARMUP_SHARE * num_updates))
     if update < warmup:
         rate = peak * (update + 1) / warmup

@@ -10,15 +10,14 @@ from PIL import Image
 
 from agents.evaluate import METRICS, AgentSummary, Estimate
 from agents.report import (
-    MIN_STEPS,
     Curve,
     load_curves,
     plot_curves,
     render_slopes,
     render_table,
-    reward_slope,
     write_report,
 )
+from agents.slope import MIN_STEPS, reward_slope
 
 
 def _summary(agent: str, *, num_users: int = 943, mean: float = 0.25) -> AgentSummary:
