@@ -15,7 +15,6 @@ from agents.base import Agent, AgentError, EpisodeView
 if TYPE_CHECKING:
     from deeprec_env.episode import Episode
     from deeprec_env.game import Game
-
     from trm.types import IntArray
 
 

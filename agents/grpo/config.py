@@ -41,7 +41,7 @@ class SftConfig:
     num_samples: int = 3
     """Dialogues a user."""
     teacher: str = "heuristic?num_searches=1-3&empty_weight=12"
-    """The imitated agent, as on the command line of `deeprec`. A range of searches leaves stage cold something to learn;
+    """The imitated agent, as `deeprec` names agents. A range of searches leaves stage cold something to learn;
     a large weight of the first search makes a ranking that is as good, and that a micro model can follow."""
     max_users: int = 0
     """Users at most; 0 takes all."""

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,31 +89,25 @@ def train_sft(
     if checkpoints:
         first = int(restore_checkpoint(checkpoints[-1], optimizer=optimizer, config=identity)["update"])
         logger.info("sft: going on at update %d of %d", first, len(schedule))
-    log = RunLog(folder, stage="sft", first_step=first)
     policy.model.train()
     bar = tqdm(
         total=len(schedule), initial=first, desc="sft", unit="update", disable=not progress, mininterval=BAR_INTERVAL_S
     )
-    for update in range(first, len(schedule)):
-        started = time.perf_counter()
-        rate = _set_learning_rate(optimizer, config.learning_rate, update, len(schedule))
-        metrics = _update(policy, optimizer, batch, schedule[update], config)
-        metrics["time/update_s"] = time.perf_counter() - started
-        log.write(update, {**metrics, "loss/learning_rate": rate})
-        bar.update()
-        bar.set_postfix(loss=f"{metrics['loss/sft']:.3f}", refresh=False)
-        finished = update + 1
-        if finished % config.checkpoint_every == 0 and finished < len(schedule):
-            save_checkpoint(
-                folder / "checkpoints",
-                finished,
-                policy,
-                optimizer=optimizer,
-                position={"update": finished},
-                config=identity,
-            )
-    bar.close()
-    log.close()
+    with closing(RunLog(folder, stage="sft", first_step=first)) as log, bar:
+        for update in range(first, len(schedule)):
+            started = time.perf_counter()
+            rate = _set_learning_rate(optimizer, config.learning_rate, update, len(schedule))
+            metrics = _update(policy, optimizer, batch, schedule[update], config)
+            metrics["time/update_s"] = time.perf_counter() - started
+            log.write(update, {**metrics, "loss/learning_rate": rate})
+            bar.update()
+            bar.set_postfix(loss=f"{metrics['loss/sft']:.3f}", refresh=False)
+            finished = update + 1
+            if finished % config.checkpoint_every == 0 and finished < len(schedule):
+                position = {"update": finished}
+                save_checkpoint(
+                    folder / "checkpoints", finished, policy, optimizer=optimizer, position=position, config=identity
+                )
     return policy
 
 

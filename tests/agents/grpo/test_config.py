@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+
+from agents.base import AgentError
+from agents.grpo.config import GrpoConfig, TrainConfig, build_config, list_presets, load_preset
+from agents.llm_grpo import parse_config
+from agents.registry import make_agent
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_every_preset_can_be_read_and_its_teacher_exists(name: str) -> None:
+    config = load_preset(name)
+    assert config.stage_names == ("sft", "cold", "rec")
+    assert make_agent(config.sft.teacher).name.startswith("heuristic")
+
+
+def test_there_is_a_fast_quickstart() -> None:
+    assert {"quickstart", "quickstart_fast"} <= set(list_presets())
+    assert parse_config(["quickstart", "--fast"]) == load_preset("quickstart_fast")
+    assert load_preset("quickstart_fast").rec.num_steps < load_preset("quickstart").rec.num_steps
+
+
+def test_the_command_line_changes_a_preset() -> None:
+    arguments = ["quickstart", "--out", "x", "--dataset", "sample", "--stages", "sft,cold", "--rec.num-steps", "3"]
+    config = parse_config(arguments)
+    assert config.out == Path("x")
+    assert config.dataset == "sample"
+    assert config.stage_names == ("sft", "cold")
+    assert config.rec.num_steps == 3
+    assert config.cold == load_preset("quickstart").cold
+
+
+def test_a_file_is_a_preset_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("dataset: sample\nrec: {advantage: grpo, learning_rate: 1e-3}\n")
+    config = load_preset(str(path))
+    assert config.rec == GrpoConfig(advantage="grpo", learning_rate=1e-3)
+    assert config.cold == GrpoConfig()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"rec": {"num_step": 1}}, "did you mean 'num_steps'"),
+        ({"rec": {"advantage": "per_trun"}}, "did you mean 'per_turn'"),
+        ({"rec": {"normalization": "tokens"}}, "did you mean 'token'"),
+        ({"rec": {"group_size": 1}}, "group_size >= 2"),
+        ({"rec": {"num_minibatches": 99}}, "num_minibatches"),
+        ({"nothing": 1}, "no field 'nothing'"),
+    ],
+)
+def test_mistakes_are_named(content: dict[str, object], message: str) -> None:
+    with pytest.raises(AgentError, match=message):
+        build_config(TrainConfig, content, where="here")
+
+
+def test_an_unknown_stage_is_named() -> None:
+    with pytest.raises(ValueError, match="did you mean 'cold'"):
+        _ = TrainConfig(stages="sft,clod").stage_names
+
+
+def test_an_unknown_preset_is_named() -> None:
+    with pytest.raises(AgentError, match="quickstart"):
+        load_preset("quickstrat")
