@@ -143,7 +143,7 @@ class Run:
         setup = StageSetup(
             name=name,
             game=game,
-            users=self._users(game, config.max_users),
+            users=stage_users(game, config),
             folder=folder,
             seed=self._config.seed + STAGES.index(name),
             card=self._card(name),
@@ -174,6 +174,24 @@ class Run:
         partial.replace(folder / _DONE)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         self._console.print(f"{name}: {summary}; {seconds:.0f} s; policy in {final}")
+
+
+def stage_users(game: Game, config: GrpoConfig) -> list[int]:
+    """Return the users that a stage trains on, those first whose target the TRM ranks best.
+
+    Raises:
+        AgentError: if the configuration names no such users.
+    """
+    from deeprec_env.users import select_users, target_ranks
+
+    try:
+        users = select_users(game.world, config.users, "train")
+    except ValueError as error:
+        raise AgentError(f"users: {error}") from error
+    if config.max_users and config.max_users < len(users):
+        users = users[: config.max_users]
+    ranks = target_ranks(game.world, "train")[users]
+    return [int(user) for user in users[ranks.argsort(kind="stable")]]
 
 
 def reward_summary(folder: Path) -> str:

@@ -48,13 +48,22 @@ def _named_users(world: World, users: str, split: str) -> IntArray:
     if match is None:
         raise unknown_name("users", users, ("all", "top0_100"))
     low, high = int(match[1]), int(match[2])
+    ranks = target_ranks(world, split)
+    return np.flatnonzero((ranks > low) & (ranks <= high)).astype(np.int64)
+
+
+def target_ranks(world: World, split: str) -> IntArray:
+    """Return int64 [num_users]: where the recommender, without a preference, ranks each user's target; 1 is best.
+
+    Raises:
+        ValueError: if the recommender cannot say.
+    """
     rank = getattr(world.retriever, "ranks", None)
     if rank is None:
         raise ValueError("expected a recommender with `ranks` for users by rank, got one without; use users='all'")
     examples = [world.splits.example(split, user) for user in range(world.splits.num_users)]  # type: ignore[arg-type]
     queries = [RetrievalQuery(example.history, "") for example in examples]
-    ranks = np.asarray(rank(queries, [example.target for example in examples]))
-    return np.flatnonzero((ranks > low) & (ranks <= high)).astype(np.int64)
+    return np.asarray(rank(queries, [example.target for example in examples]), dtype=np.int64)
 
 
 def chosen_user(world: World, options: dict[str, object] | None) -> int | None:

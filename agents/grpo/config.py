@@ -73,8 +73,10 @@ class GrpoConfig:
     """Groups a step; the paper: 128."""
     group_size: int = 8
     """Rollouts a user."""
+    users: str = "all"
+    """Whom to train on: all, or topA_B, whose target the TRM ranks behind A and within B; the paper: top0_100."""
     max_users: int = 0
-    """Users at most; 0 takes all."""
+    """Users at most; 0 takes all of them."""
     learning_rate: float = 3e-4
     """The paper: 1e-6 for 7 billion parameters."""
     advantage: str = "per_turn"

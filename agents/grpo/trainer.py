@@ -47,7 +47,7 @@ class StageSetup:
     """cold or rec."""
     game: Game
     users: Sequence[int]
-    """The users of split "train" to draw from."""
+    """The users of split "train" to draw from, best from easy to hard: see `step_users`."""
     folder: Path
     seed: int
     card: PolicyCard
@@ -240,13 +240,17 @@ class GrpoTrainer:
 
 
 def step_users(users: Sequence[int], count: int, *, step: int, seed: int) -> list[int]:
-    """Return the users of a step: consecutive pieces of endless shuffles of all users, so each comes equally often."""
-    picked: list[int] = []
-    place = step * count
-    while len(picked) < count:
-        epoch, offset = divmod(place + len(picked), len(users))
-        order = np.random.default_rng([seed, epoch]).permutation(len(users))
-        picked.extend(users[index] for index in order[offset : offset + count - len(picked)])
+    """Return the users of a step, one out of each of `count` equal stretches of `users`.
+
+    Where `users` goes from easy to hard, every step is as easy as the next: what changes from step to step is the
+    policy, less so the luck of the draw. A stretch's users come in endless shuffles, each equally often.
+    """
+    stretched = np.repeat(np.asarray(users), -(-count // len(users)))
+    picked = []
+    for number, stretch in enumerate(np.array_split(stretched, count)):
+        epoch, offset = divmod(step, len(stretch))
+        order = np.random.default_rng([seed, number, epoch]).permutation(len(stretch))
+        picked.append(int(stretch[order[offset]]))
     return picked
 
 

@@ -202,7 +202,18 @@ def test_an_unfinished_checkpoint_is_no_checkpoint(game: Game, warm: Path, tmp_p
 
 
 def test_every_user_comes_equally_often() -> None:
-    users = [10, 11, 12, 13, 14]
-    picked = [user for step in range(10) for user in step_users(users, 3, step=step, seed=1)]
-    assert {user: picked.count(user) for user in users} == dict.fromkeys(users, 6)
-    assert len(set(picked[:5])) == 5
+    users = [10, 11, 12, 13, 14, 15]
+    picked = [user for step in range(8) for user in step_users(users, 3, step=step, seed=1)]
+    assert {user: picked.count(user) for user in users} == dict.fromkeys(users, 4)
+    assert set(picked[:6]) == set(users)
+
+
+def test_every_step_has_a_user_of_each_stretch() -> None:
+    users = list(range(100, 0, -1))
+    for step in range(30):
+        picked = step_users(users, 10, step=step, seed=3)
+        assert [(100 - user) // 10 for user in picked] == list(range(10))
+
+
+def test_few_users_may_come_twice_a_step() -> None:
+    assert sorted(step_users([7, 8], 4, step=0, seed=0)) == [7, 7, 8, 8]

@@ -1,0 +1,98 @@
+"""`deeprec evaluate`, `deeprec report` and `deeprec agents`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from agents.cli.common import GameChoice, chosen_game, game_for, named_agent, positive, say
+
+if TYPE_CHECKING:
+    from agents.evaluate import AgentSummary
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Let agents play the same users and print one table. Users that were played before are not played again."""
+
+    game: Annotated[GameChoice, tyro.conf.arg(name="")] = field(default_factory=GameChoice)
+    agents: str = "random,popularity,trm,heuristic"
+    """Names, separated by commas, such as trm,heuristic?num_searches=2,llm:runs/a/rec (options after "?", a checkpoint
+    after a colon)."""
+    users: str = "all"
+    """"all", or how many: a fixed sample of that size."""
+    out: Path = Path("runs/evaluation")
+    """Where rows and tables are written."""
+    seed: int = 0
+    """Seeds the agents."""
+    batch_size: int = 256
+    """How many episodes are played at a time."""
+    quiet: bool = False
+    """Show no progress bars."""
+
+    def run(self) -> None:
+        """Evaluate, write the table and print it."""
+        from agents.evaluate import evaluate, sample_users
+        from agents.report import write_report
+
+        players = [named_agent(spec) for spec in self.agents.split(",") if spec.strip()]
+        if not players:
+            raise ValueError("--agents names no agent; `deeprec agents` lists them")
+        num_users = None if self.users == "all" else positive("--users", self.users)
+        game = chosen_game(self.game)
+        users = sample_users(game.world.splits.num_users, num_users)
+        summaries: list[AgentSummary] = []
+        for agent in players:
+            result = evaluate(
+                game_for(game, agent),
+                [agent],
+                users,
+                split=self.game.split,
+                seed=self.seed,
+                batch_size=self.batch_size,
+                out=self.out,
+                progress=not self.quiet,
+            )
+            summaries.extend(result.summaries())
+        say(write_report(summaries, [], self.out))
+
+
+@dataclass(frozen=True)
+class Report:
+    """Draw the table and the reward curves of everything that was evaluated and trained under a folder."""
+
+    folder: Positional[Path]
+    """What was given to `deeprec evaluate --out`; training runs in it are found as well."""
+    runs: tuple[Path, ...] = ()
+    """Folders of further training runs."""
+
+    def run(self) -> None:
+        """Write table.md, table.csv and curves.png, and print the Markdown."""
+        from agents.evaluate import load_results
+        from agents.report import load_curves, write_report
+
+        if not self.folder.is_dir():
+            raise FileNotFoundError(
+                f"there is no folder {self.folder}; `deeprec evaluate --out {self.folder}` makes it"
+            )
+        summaries = [result.summary() for result in load_results(self.folder)]
+        curves = [curve for run in (self.folder, *self.runs) for curve in load_curves(run)]
+        if not summaries and not curves:
+            raise ValueError(f"{self.folder} holds neither evaluated agents nor training runs; nothing to report")
+        say(write_report(summaries, curves, self.folder))
+
+
+@dataclass(frozen=True)
+class Agents:
+    """List the agents that can be named."""
+
+    def run(self) -> None:
+        """Print a line an agent."""
+        from agents.registry import describe_agent, registered_agents
+
+        for name, target in registered_agents().items():
+            say(f"{name:12} {target:40} {describe_agent(target)}")

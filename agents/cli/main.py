@@ -1,0 +1,49 @@
+"""The subcommands as one command, and what becomes of a user's mistake."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+from tyro.conf import subcommand
+
+from agents.cli.data import Prepare, TrainTRM
+from agents.cli.evaluate import Agents, Evaluate, Report
+from agents.cli.play import Play
+
+Command = (
+    Annotated[Prepare, subcommand("prepare")]
+    | Annotated[TrainTRM, subcommand("train-trm")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Report, subcommand("report")]
+    | Annotated[Play, subcommand("play")]
+    | Annotated[Agents, subcommand("agents")]
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command; a user's mistake ends it with one sentence and exit status 2."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    command = tyro.cli(Command, prog="deeprec", description="DeepRec as a text environment, and its agents.", args=args)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        command.run()
+    except _user_errors() as error:
+        logging.getLogger(__name__).debug("details", exc_info=True)
+        sys.stderr.write(f"deeprec: {' '.join(str(error).split())}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("\ndeeprec: stopped; the same command goes on where it was\n")
+        raise SystemExit(130) from None
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    from agents.base import AgentError
+    from deeprec_env.errors import DeepRecError
+    from trm.errors import TRMError
+
+    return AgentError, DeepRecError, TRMError, ValueError, OSError
