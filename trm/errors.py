@@ -19,3 +19,15 @@ class CheckpointError(TRMError):
 
 class RetrieverError(TRMError):
     """The retrieval service failed; says nothing about the query."""
+
+
+class RetrieverUnavailable(RetrieverError):
+    """The service did not answer in spite of all retries: it is down, restarting or too slow."""
+
+
+class RetrieverRefused(RetrieverError):
+    """The service answered that the request is wrong, or with something that is no answer; asking again is no use."""
+
+
+class ReplayMiss(RetrieverError):
+    """A recording was asked for what it does not hold."""
