@@ -34,6 +34,8 @@ class TRMRetriever:
         self._items_DN = np.ascontiguousarray(frozen.item_vectors.T)
         self._items_ND = frozen.item_vectors.astype(np.float64)
         self._max_cached_histories = max_cached_histories
+        self.num_encoded_histories = 0
+        """How many histories went through the model; all others came from the cache."""
         self._state_by_history: OrderedDict[tuple[int, ...], FloatArray] = OrderedDict()
 
     def retrieve(self, queries: Sequence[RetrievalQuery]) -> list[Candidates]:
@@ -87,6 +89,7 @@ class TRMRetriever:
         cache = self._state_by_history
         missing = [key for key in dict.fromkeys(keys) if key not in cache]
         found = dict(zip(missing, self.frozen.encode_histories(missing))) if missing else {}
+        self.num_encoded_histories += len(missing)
         states = np.stack([found[key] if key in found else cache[key] for key in keys])
         cache.update(found)
         for key in keys:

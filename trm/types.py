@@ -61,3 +61,12 @@ class Retriever(Protocol):
             RetrieverError: if the service behind it is broken.
         """
         ...
+
+
+@runtime_checkable
+class RankingRetriever(Retriever, Protocol):
+    """A Retriever that can also say where it ranks a target."""
+
+    def ranks(self, queries: Sequence[RetrievalQuery], targets: Sequence[int]) -> IntArray:
+        """Return each target's rank from 1 among all items, int64 [len(queries)]; 0 where its query excludes it."""
+        ...
