@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +165,7 @@ def evaluate(
         raise ValueError(f"users must be at least one, none twice, got {len(users)} with {len(set(users))} different")
     results = []
     for agent in agents:
-        header = _header(game, agent, split=split, seed=seed)
+        header = build_header(game, agent, split=split, seed=seed)
         with _RowStore(out, header) as store:
             missing = [user for user in users if user not in store.rows]
             if len(missing) < len(users):
@@ -255,14 +254,14 @@ def target_rank(episode: Episode) -> int:
     return episode.outcome.hit_rank if episode.outcome is not None and episode.well_formed else 0
 
 
-def _header(game: Game, agent: Agent, *, split: str, seed: int) -> Header:
+def build_header(game: Game, agent: Agent, *, split: str, seed: int) -> Header:
+    """Return what keys the results of this agent in this game."""
     world = game.world
-    checksum = zlib.crc32(np.ascontiguousarray(world.item_id_vectors).tobytes(), world.catalog.num_items)
     return Header(
         agent=agent.name,
         fingerprint=str(getattr(agent, "fingerprint", "")),
         dataset=world.name,
-        world=f"{checksum:08x}",
+        world=world.fingerprint,
         split=split,
         seed=seed,
         game=repr(game.config),

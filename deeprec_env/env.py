@@ -29,6 +29,7 @@ def build_game(
     data_home: str | Path | None = None,
     auto_prepare: bool = True,
     world: World | None = None,
+    retriever: str | None = None,
 ) -> Game:
     """Return the game over a data set's world, or over the given one.
 
@@ -40,7 +41,9 @@ def build_game(
     if world is None:
         if dataset is None:
             raise ValueError("expected a dataset or a world, got neither; pass e.g. dataset='sample'")
-        world = load_world(dataset, category=category, data_home=data_home, auto_prepare=auto_prepare)
+        world = load_world(
+            dataset, category=category, data_home=data_home, auto_prepare=auto_prepare, retriever=retriever
+        )
     return Game(world, config)
 
 
@@ -96,8 +99,8 @@ class DeepRecEnv(gym.Env[str, str]):
     `stage` ("rec" or "cold"), `split` ("train", "valid" or "test"), `users` ("all", "top0_100" by the recommender's
     rank of the target, or indices), `reward` ("strict", "paper" or `{"preset": "strict", "progress_weight": 0.5}`),
     `k`, `top_k`, `max_turns`, `max_history`, `prompt_style` ("full" or "compact"), `show_attributes`,
-    `exclude_history`, `category` (of the Amazon reviews), `data_home`, `auto_prepare`, `render_mode` ("ansi" or
-    "human").
+    `exclude_history`, `category` (of the Amazon reviews), `data_home`, `auto_prepare`, `retriever` (a service's address
+    or a recording), `render_mode` ("ansi" or "human").
 
     ```python
     import gymnasium as gym, deeprec_env
@@ -124,6 +127,7 @@ class DeepRecEnv(gym.Env[str, str]):
         data_home: str | Path | None = None,
         auto_prepare: bool = True,
         world: World | None = None,
+        retriever: str | None = None,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
@@ -137,6 +141,7 @@ class DeepRecEnv(gym.Env[str, str]):
             data_home: where prepared data lie.
             auto_prepare: whether a data set that is not prepared yet is prepared now.
             world: to be played instead of a data set.
+            retriever: where candidates come from, see `load_world`; by default the recommender in this process.
             render_mode: "ansi", "human" or None.
             **options: fields of GameConfig.
 
@@ -149,7 +154,13 @@ class DeepRecEnv(gym.Env[str, str]):
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise unknown_name("render_mode", render_mode, RENDER_MODES)
         self.game = build_game(
-            dataset, options, category=category, data_home=data_home, auto_prepare=auto_prepare, world=world
+            dataset,
+            options,
+            category=category,
+            data_home=data_home,
+            auto_prepare=auto_prepare,
+            world=world,
+            retriever=retriever,
         )
         self.split = split
         self.render_mode = render_mode

@@ -43,6 +43,7 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
         data_home: str | Path | None = None,
         auto_prepare: bool = True,
         world: World | None = None,
+        retriever: str | None = None,
         render_mode: str | None = None,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         **options: Any,
@@ -58,6 +59,7 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
             data_home: where prepared data lie.
             auto_prepare: whether a data set that is not prepared yet is prepared now.
             world: to be played instead of a data set.
+            retriever: where candidates come from.
             render_mode: "ansi" or None.
             autoreset_mode: when an ended episode gives way to the next.
             **options: fields of GameConfig.
@@ -73,7 +75,13 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
         if render_mode not in (None, "ansi"):
             raise unknown_name("render_mode", render_mode, ("ansi",))
         self.game = build_game(
-            dataset, options, category=category, data_home=data_home, auto_prepare=auto_prepare, world=world
+            dataset,
+            options,
+            category=category,
+            data_home=data_home,
+            auto_prepare=auto_prepare,
+            world=world,
+            retriever=retriever,
         )
         self.num_envs = num_envs
         self.split = split

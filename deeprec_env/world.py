@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from deeprec_env.protocol import DisplayItem, display_item
 from trm.data.catalog import Catalog, normalize_title
-from trm.types import FloatArray, IntArray, Retriever, TextEncoder
+from trm.types import FloatArray, IntArray, RankingRetriever, Retriever, TextEncoder
 
 if TYPE_CHECKING:
     from trm.data.dataset import Dataset
     from trm.data.splits import LeaveOneOut
     from trm.frozen import FrozenTRM
 
-_Key = tuple[str, str | None, str | None]
+_Key = tuple[str, str | None, str | None, str | None]
+"""Data set, category, home, source of candidates."""
 _WORLDS: dict[_Key, World] = {}
 
+RETRIEVER_VARIABLE = "DEEPREC_RETRIEVER"
+"""The environment variable that names where candidates come from, where no argument does."""
 SAMPLE_FOLDER = Path(__file__).parent / "assets" / "sample"
 """The data set and recommender that the package carries; written by scripts/make_sample.py."""
 
@@ -80,6 +86,12 @@ class World:
             return super().__reduce__()
         return _reload, self._key
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A checksum of catalogue size and item vectors: equal for the same trained recommender only."""
+        vectors = np.ascontiguousarray(self.item_id_vectors)
+        return f"{zlib.crc32(vectors.tobytes(), self.catalog.num_items):08x}"
+
     def display(self, item_id: int) -> DisplayItem:
         """Return the item as it is shown: one line, tags in its texts made harmless."""
         return self._display[item_id]
@@ -112,12 +124,17 @@ class World:
         return {title: tuple(found) for title, found in ids.items()}
 
 
-def _reload(dataset: str, category: str | None, data_home: str | None) -> World:
-    return load_world(dataset, category=category, data_home=data_home)
+def _reload(dataset: str, category: str | None, data_home: str | None, retriever: str | None) -> World:
+    return load_world(dataset, category=category, data_home=data_home, retriever=retriever)
 
 
 def load_world(
-    dataset: str, *, category: str | None = None, data_home: str | Path | None = None, auto_prepare: bool = True
+    dataset: str,
+    *,
+    category: str | None = None,
+    data_home: str | Path | None = None,
+    auto_prepare: bool = True,
+    retriever: str | None = None,
 ) -> World:
     """Return the world of a data set; the same object for the same arguments within a process.
 
@@ -126,14 +143,21 @@ def load_world(
         category: of the Amazon reviews.
         data_home: where prepared data lie; by default $DEEPREC_HOME or ~/.cache/deeprec.
         auto_prepare: whether what is missing is fetched, prepared and trained, which may take minutes.
+        retriever: where candidates come from, as in `trm.retrievers`: http://HOST:PORT, record:FILE or replay:FILE; by
+            default $DEEPREC_RETRIEVER or the recommender in this process.
 
     Raises:
         DatasetNotPrepared: if something is missing and may not, or cannot, be prepared.
+        RetrieverError: if a retrieval service cannot be reached, or serves another recommender.
     """
     home = data_home or os.environ.get("DEEPREC_HOME")
-    key = (dataset, category, None if home is None else str(Path(home).expanduser().resolve()))
+    source = retriever or os.environ.get(RETRIEVER_VARIABLE) or None
+    key = (dataset, category, None if home is None else str(Path(home).expanduser().resolve()), source)
     if key not in _WORLDS:
-        world = _load_sample() if dataset == "sample" else _load_prepared(key, auto_prepare=auto_prepare)
+        if source is None:
+            world = _load_sample() if dataset == "sample" else _load_prepared(key, auto_prepare=auto_prepare)
+        else:
+            world = _load_with_source(key, source, auto_prepare=auto_prepare)
         world._key = key
         _WORLDS[key] = world
     return _WORLDS[key]
@@ -146,10 +170,53 @@ def _load_sample() -> World:
     return build_world(load_dataset(SAMPLE_FOLDER / "dataset"), load_frozen(SAMPLE_FOLDER / "trm"))
 
 
+def _load_with_source(key: _Key, source: str, *, auto_prepare: bool) -> World:
+    """Return the world whose candidates come from a service or a recording."""
+    from trm.retrievers import build_retriever, recorded_file
+
+    kind, file = recorded_file(source)
+    if kind == "replay":
+        return _load_replayed(key, file, auto_prepare=auto_prepare)
+    world = _load_sample() if key[0] == "sample" else _load_prepared(key, auto_prepare=auto_prepare)
+    local = cast(RankingRetriever, world.retriever)
+    world.retriever = build_retriever(source, lambda: local, recommender=world.fingerprint)
+    if kind == "record":
+        from deeprec_env.replayed import keep_vectors
+
+        keep_vectors(world, file)
+    return world
+
+
+def _load_replayed(key: _Key, file: Path, *, auto_prepare: bool) -> World:
+    """Return the world of a recording, without its recommender."""
+    from deeprec_env.replayed import LateEncoder, load_vectors
+    from trm.data.dataset import load_dataset
+    from trm.data.prepare import DatasetRef, load_prepared, prepare_dataset
+    from trm.recording import ReplayRetriever
+
+    dataset_name, category, home, _ = key
+    if dataset_name == "sample":
+        dataset = load_dataset(SAMPLE_FOLDER / "dataset")
+    else:
+        with _data_home(home):
+            ref = DatasetRef(dataset_name, category)
+            dataset = prepare_dataset(ref) if auto_prepare else load_prepared(ref)
+    kept = load_vectors(file)
+    return World(
+        dataset.name,
+        dataset.catalog,
+        dataset.splits,
+        retriever=ReplayRetriever(file),
+        encoder=LateEncoder(kept.encoder_name, kept.encoder_dim),
+        item_text_vectors=kept.item_text_vectors,
+        item_id_vectors=kept.item_id_vectors,
+    )
+
+
 def _load_prepared(key: _Key, *, auto_prepare: bool) -> World:
     from trm.data.prepare import DatasetRef, load_prepared, prepare_dataset
 
-    dataset_name, category, home = key
+    dataset_name, category, home, _ = key
     ref = DatasetRef(dataset_name, category)
     with _data_home(home):
         dataset = prepare_dataset(ref) if auto_prepare else load_prepared(ref)

@@ -24,6 +24,12 @@ def service_token() -> str | None:
     return os.environ.get(TOKEN_VARIABLE) or None
 
 
+def recorded_file(source: str) -> tuple[str, Path]:
+    """Return ("record" or "replay", its file); ("", the empty path) for a source that is no recording."""
+    kind, _, rest = source.partition(":")
+    return (kind, Path(rest.partition("@")[0])) if kind in ("record", "replay") else ("", Path())
+
+
 def build_retriever(source: str | None, local: Callable[[], RankingRetriever], *, recommender: str) -> RankingRetriever:
     """Return the Retriever that the source names.
 
@@ -45,10 +51,10 @@ def build_retriever(source: str | None, local: Callable[[], RankingRetriever], *
 
         return HttpRetriever(source, token=service_token()).checked(recommender)
     if kind == "record" and rest:
-        file, _, recorded = rest.partition("@")
-        return RecordingRetriever(build_retriever(recorded, local, recommender=recommender), Path(file))
+        recorded = rest.partition("@")[2]
+        return RecordingRetriever(build_retriever(recorded, local, recommender=recommender), recorded_file(source)[1])
     if kind == "replay" and rest:
-        return ReplayRetriever(Path(rest))
+        return ReplayRetriever(recorded_file(source)[1])
     raise ValueError(f"expected http://HOST:PORT, record:FILE or replay:FILE, got {source!r}")
 
 

@@ -33,6 +33,12 @@ class GameChoice:
     """The reward's preset."""
     split: Literal["train", "valid", "test"] = "test"
     """Whose held-out item is looked for."""
+    retriever: str | None = None
+    """The address of a retrieval service (`deeprec serve recall`); by default the recommender in this process."""
+    record: Path | None = None
+    """Keep every retrieval in this file."""
+    replay: Path | None = None
+    """Answer every retrieval from this file, and fail on one that is not in it."""
 
 
 def chosen_game(choice: GameChoice) -> Game:
@@ -44,6 +50,7 @@ def chosen_game(choice: GameChoice) -> Game:
     from deeprec_env.env import build_game
     from deeprec_env.errors import unknown_name
     from deeprec_env.registration import read_envs
+    from trm.retrievers import source_of
 
     if (choice.env is None) == (choice.dataset is None):
         raise ValueError("give either --env or --dataset, e.g. --env DeepRec-Sample-v0")
@@ -58,7 +65,8 @@ def chosen_game(choice: GameChoice) -> Game:
     dataset = arguments.pop("dataset", None)
     dataset_ref(str(dataset), category)  # refuses a category where there is none, before anything is loaded
     options = {**arguments, "stage": choice.stage, "reward": choice.reward}
-    return build_game(dataset, options, category=category)
+    source = source_of(retriever=choice.retriever, record=choice.record, replay=choice.replay)
+    return build_game(dataset, options, category=category, retriever=source)
 
 
 def game_for(game: Game, agent: Agent) -> Game:
