@@ -13,6 +13,9 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 import deeprec_env  # noqa: F401  (registers the environments)
 from deeprec_env.env import DeepRecEnv
+from deeprec_env.game import Game
+from deeprec_env.numeric_views.menu import MenuView
+from deeprec_env.numeric_views.vector import VectorView
 from deeprec_env.protocol import ActionKind, render_search
 from deeprec_env.world import World, load_world
 from deeprec_env.wrappers import OWN_ORDER, PreferenceMenu, PreferenceVector, TranscriptObservation
@@ -128,7 +131,7 @@ def _attributes(env: Any) -> list[list[str]]:
 
 
 def test_recommending_ranks_the_pool_by_the_fused_score() -> None:
-    menu = PreferenceMenu(_base(), num_phrases=6, own_weight=2.0)
+    menu = PreferenceMenu(_base(), num_phrases=6, own_weight=2.0, recent=None)
     menu.reset(seed=4)
     menu.step(2)
     menu.step(4)
@@ -145,8 +148,60 @@ def test_recommending_ranks_the_pool_by_the_fused_score() -> None:
     assert info["outcome"]["never_retrieved_titles"] == ()
 
 
+def test_the_ranking_looks_at_the_latest_choices_only() -> None:
+    menu = PreferenceMenu(_base(), num_phrases=6, own_weight=2.0, recent=3)
+    menu.reset(seed=4)
+    menu.step(2)
+    episode = _episode(menu)
+    retriever = menu.unwrapped.game.world.retriever  # type: ignore[attr-defined]
+    assert len(episode.history) > 3
+    queries = [RetrievalQuery(episode.history[-3:], preference) for preference in ("", menu.phrases[2])]
+    scores = retriever.frozen.item_vectors @ (np.array([2.0, 1.0]) @ retriever.query_vectors(queries))
+    *_, info = menu.step(6)
+    assert list(info["outcome"]["recommended_ids"]) == sorted(episode.pool, key=lambda item_id: -scores[item_id])[:10]
+
+
+def test_what_is_missing_from_the_pool() -> None:
+    menu = PreferenceMenu(_base(), num_phrases=12, recent=None)
+    start, _ = menu.reset(seed=1)
+    assert start["progress"].tolist() == [0.0, 0.0, 0.0, 0.0]
+    table = _carried(menu)
+    retriever = menu.unwrapped.game.world.retriever  # type: ignore[attr-defined]
+    (best,) = retriever.retrieve([RetrievalQuery(_episode(menu).history, "", k=10)])
+    assert start["missing"] == pytest.approx(table[list(best.item_ids)].mean(axis=0))
+    after, *_ = menu.step(0)
+    assert after["progress"][3] == 1.0
+    assert not after["missing"].any()
+
+
+def _carried(menu: PreferenceMenu) -> np.ndarray:
+    catalog = menu.unwrapped.game.world.catalog  # type: ignore[attr-defined]
+    values = [{v for vs in catalog[i].attributes.values() for v in vs} for i in range(1, catalog.num_items + 1)]
+    return np.array([[False] * len(menu.phrases), *([phrase in has for phrase in menu.phrases] for has in values)])
+
+
+@pytest.mark.parametrize("view_class", [MenuView, VectorView])
+def test_many_episodes_are_seen_as_each_alone(view_class: Callable[..., Any]) -> None:
+    view = view_class(Game(load_world("sample")))
+    episodes = [view.game.start(user, "test") for user in range(6)]
+    view.action_space.seed(0)
+    for _ in range(3):
+        actions = [view.action_space.sample() for _ in episodes]
+        if view_class is VectorView:
+            for action in actions:
+                action[-1] = -1.0
+        else:
+            actions = [min(action, 4) for action in actions]
+        assert view.texts(episodes, actions) == [view.texts([e], [a])[0] for e, a in zip(episodes, actions)]
+        view.game.step(episodes, view.texts(episodes, actions))
+        together = view.observe(episodes)
+        for row, episode in enumerate(episodes):
+            for name, rows in view.observe([episode]).items():
+                assert rows[0] == pytest.approx(together[name][row], abs=1e-5)
+
+
 def test_own_order_alone_recommends_what_it_found() -> None:
-    menu = _menu()
+    menu = PreferenceMenu(_base(), num_phrases=12, recent=None)
     menu.reset(seed=1)
     *_, info = menu.step(0)
     *_, end = menu.step(12)
@@ -237,6 +292,8 @@ def test_misuse(world: World) -> None:
         PreferenceMenu(DeepRecEnv(world=world))
     with pytest.raises(ValueError, match="num_phrases"):
         PreferenceMenu(_base(), num_phrases=0)
+    with pytest.raises(ValueError, match="recent"):
+        PreferenceVector(_base(), recent=0)
     with pytest.raises(ValueError, match="own_weight"):
         PreferenceMenu(_base(), own_weight=-1.0)
     with pytest.raises(ValueError, match="num_components"):

@@ -1,0 +1,1 @@
+"""What a policy in numbers sees of an episode, and the texts that its actions stand for."""
