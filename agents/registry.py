@@ -24,6 +24,9 @@ _BUILT_IN = {
     "trm": "agents.trm_agent:TRMAgent",
     "heuristic": "agents.heuristic_agent:HeuristicAgent",
     "llm": "agents.llm_agent:LlmAgent",
+    "sb3_ppo": "agents.sb3_agent:PpoAgent",
+    "sb3_dqn": "agents.sb3_agent:DqnAgent",
+    "sb3_sac": "agents.sb3_agent:SacAgent",
 }
 _registered: dict[str, str] = {}
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -70,9 +71,15 @@ def chosen_game(choice: GameChoice) -> Game:
 
 
 def game_for(game: Game, agent: Agent) -> Game:
-    """Return the game as the agent wants to read it: a model plays with the prompts that it was trained on."""
+    """Return the game as the agent wants to read it: a model plays with the prompts that it was trained on.
+
+    An agent with a method `enter` is shown the game, and says itself which is played.
+    """
     from deeprec_env.game import Game
 
+    enter: Callable[[Game], Game] | None = getattr(agent, "enter", None)
+    if enter is not None:
+        return enter(game)
     options = getattr(agent, "game_options", None)
     return Game(game.world, dataclasses.replace(game.config, **options)) if options else game
 

@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from agents.cli.common import GameChoice, chosen_game, game_for, named_agent, positive, say
 
 if TYPE_CHECKING:
-    from agents.evaluate import AgentSummary
+    from agents.evaluate import AgentResult
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,17 @@ class Evaluate:
     """Seeds the agents."""
     batch_size: int = 256
     """How many episodes are played at a time."""
+    baseline: str | None = None
+    """An agent of the table, such as heuristic, that the others are compared with, user by user."""
     quiet: bool = False
     """Show no progress bars."""
 
     def run(self) -> None:
         """Evaluate, write the table and print it."""
+        from agents.compare import differences_to, render_differences
         from agents.evaluate import evaluate, sample_users
         from agents.report import write_report
+        from deeprec_env.errors import unknown_name
 
         players = [named_agent(spec) for spec in self.agents.split(",") if spec.strip()]
         if not players:
@@ -45,7 +49,9 @@ class Evaluate:
         num_users = None if self.users == "all" else positive("--users", self.users)
         game = chosen_game(self.game)
         users = sample_users(game.world.splits.num_users, num_users)
-        summaries: list[AgentSummary] = []
+        if self.baseline is not None and self.baseline not in [agent.name for agent in players]:
+            raise unknown_name("--baseline", self.baseline, [agent.name for agent in players])
+        results: list[AgentResult] = []
         for agent in players:
             result = evaluate(
                 game_for(game, agent),
@@ -57,8 +63,10 @@ class Evaluate:
                 out=self.out,
                 progress=not self.quiet,
             )
-            summaries.extend(result.summaries())
-        say(write_report(summaries, [], self.out))
+            results.extend(result.agents)
+        say(write_report([result.summary() for result in results], [], self.out))
+        if self.baseline is not None:
+            say(render_differences(differences_to(self.baseline, results)))
 
 
 @dataclass(frozen=True)

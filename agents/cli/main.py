@@ -14,6 +14,7 @@ from tyro.conf import subcommand
 from agents.cli.data import Prepare, TrainTRM
 from agents.cli.evaluate import Agents, Evaluate, Report
 from agents.cli.play import Play
+from agents.cli.train import Train
 
 Command = (
     Annotated[Prepare, subcommand("prepare")]
@@ -21,6 +22,7 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Play, subcommand("play")]
+    | Annotated[Train, subcommand("train")]
     | Annotated[Agents, subcommand("agents")]
 )
 

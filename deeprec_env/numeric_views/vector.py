@@ -86,7 +86,8 @@ class VectorView(NumericView):
 
     def search_text(self, action: Any) -> str | None:
         """Return the text of the search that the action stands for; None if it recommends."""
-        numbers = np.asarray(action, dtype=np.float32)
+        # Rounded, so that a policy's last bits, which depend on how episodes were batched, give no other preference.
+        numbers = np.asarray(action, dtype=np.float32).round(3)
         if numbers[-1] > 0:
             return None
         vector = numbers[:-1] @ self._basis_CP
