@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from deeprec_env.config import GameConfig
 from deeprec_env.errors import EpisodeEnded
 from deeprec_env.protocol import ActionKind, Malformed, MalformedReason, Recommend, Search, parse_action
 from deeprec_env.rewards.outcome import Outcome
+from deeprec_env.rewards.process import DistinctPreferences
 from trm.types import FloatArray
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """One finished step: an action and what came of it."""
 
     action: str
@@ -32,13 +33,17 @@ class Turn:
     """Why the episode ended otherwise than by a well-formed recommendation; None in all other turns."""
 
     @property
+    def is_answered_search(self) -> bool:
+        """Whether the recommender was called."""
+        return self.kind is ActionKind.SEARCH and self.malformed_reason is None
+
+    @property
     def reward(self) -> float:
         """What the step paid."""
         return sum(self.reward_terms.values(), start=0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What an action is, before anything has been retrieved for it."""
 
     kind: ActionKind
@@ -47,16 +52,13 @@ class Verdict:
     malformed_reason: MalformedReason | None = None
     terminated: bool = False
     truncated: bool = False
+    retrieves: bool = False
+    """Whether the recommender is to be called."""
 
     @property
     def ends(self) -> bool:
         """Whether the episode is over with this action."""
         return self.terminated or self.truncated
-
-    @property
-    def retrieves(self) -> bool:
-        """Whether the recommender is to be called."""
-        return self.kind is ActionKind.SEARCH and not self.ends
 
 
 @dataclass(slots=True, eq=False)
@@ -73,8 +75,8 @@ class Episode:
     prompt: str
     """The first observation."""
     turns: list[Turn] = field(default_factory=list)
-    pool: tuple[int, ...] = ()
-    """All candidates so far, in the order in which they first appeared."""
+    seen: dict[int, None] = field(default_factory=dict, repr=False)
+    """The candidates so far, as an ordered set."""
     terminated: bool = False
     """Ended by a recommendation or a malformed action."""
     truncated: bool = False
@@ -85,8 +87,12 @@ class Episode:
     """What each reward term has paid so far."""
     embeddings: dict[str, FloatArray] = field(default_factory=dict, repr=False)
     """Unit vectors of the preferences, as far as the reward has needed them."""
+    preferences: DistinctPreferences | None = field(default=None, repr=False)
+    """The searches as the reward has judged them, where it pays for searching."""
     num_chars: int = 0
     """Length of the response."""
+    num_searches: int = 0
+    """How many searches were answered."""
 
     @property
     def ended(self) -> bool:
@@ -99,9 +105,9 @@ class Episode:
         return sum((turn.reward for turn in self.turns), start=0.0)
 
     @property
-    def num_searches(self) -> int:
-        """How many searches were answered."""
-        return sum(turn.kind is ActionKind.SEARCH and turn.malformed_reason is None for turn in self.turns)
+    def pool(self) -> tuple[int, ...]:
+        """All candidates so far, in the order in which they first appeared."""
+        return tuple(self.seen)
 
     @property
     def response(self) -> str:
@@ -116,7 +122,7 @@ class Episode:
     @property
     def target_in_pool(self) -> bool:
         """Whether a search has returned the target."""
-        return self.target in self.pool
+        return self.target in self.seen
 
     @property
     def well_formed(self) -> bool:
@@ -127,10 +133,13 @@ class Episode:
         """Record a finished turn."""
         self.turns.append(turn)
         self.num_chars += len(turn.action) + len(turn.observation)
-        if turn.num_new_candidates:
-            self.pool = tuple(dict.fromkeys(self.pool + turn.candidate_ids))
+        if verdict.retrieves:
+            self.num_searches += 1
+            for item_id in turn.candidate_ids:
+                self.seen[item_id] = None
+        paid = self.paid
         for name, amount in turn.reward_terms.items():
-            self.paid[name] = self.paid.get(name, 0.0) + amount
+            paid[name] = paid.get(name, 0.0) + amount
         self.terminated, self.truncated, self.outcome = verdict.terminated, verdict.truncated, outcome
 
 
@@ -140,18 +149,18 @@ def judge(episode: Episode, action: str, config: GameConfig) -> Verdict:
     Raises:
         EpisodeEnded: if the episode has ended.
     """
-    if episode.ended:
+    if episode.terminated or episode.truncated:
         num_turns = len(episode.turns)
         raise EpisodeEnded(f"expected a running episode, got one that ended after {num_turns} turns; reset it first")
     num_chars = episode.num_chars + len(action)
     if len(action) > config.max_action_chars or num_chars > config.max_episode_chars:
         return Verdict(ActionKind.MALFORMED, malformed_reason=MalformedReason.TEXT_BUDGET, truncated=True)
     match parse_action(action):
-        case Search(preference) if episode.num_searches >= config.max_turns:
+        case Search(preference):
+            if episode.num_searches < config.max_turns:
+                return Verdict(ActionKind.SEARCH, preference, retrieves=True)
             reason = MalformedReason.SEARCH_BUDGET
             return Verdict(ActionKind.SEARCH, preference, malformed_reason=reason, truncated=True)
-        case Search(preference):
-            return Verdict(ActionKind.SEARCH, preference)
         case Recommend(titles, reasoning):
             reason_or_none = _recommend_problem(episode, titles, reasoning, config)
             return Verdict(ActionKind.RECOMMEND, titles=titles, malformed_reason=reason_or_none, terminated=True)

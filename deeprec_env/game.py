@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from deeprec_env.config import SPLITS, GameConfig
 from deeprec_env.episode import Episode, Turn, Verdict, judge, reset_info, step_info
 from deeprec_env.errors import unknown_name
 from deeprec_env.prompts import render_prompt
 from deeprec_env.protocol import render_items
-from deeprec_env.rewards.compose import Step, build_scorer, pay
+from deeprec_env.rewards.compose import build_scorer, pay
 from deeprec_env.rewards.outcome import Outcome, build_outcome
-from deeprec_env.world import World
+from deeprec_env.world import Opening, World
 from trm.types import RetrievalQuery
 
+MAX_OPENINGS = 4096
+"""Beginnings of episodes that a world keeps: enough for the groups in play, a few megabytes at most."""
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+
+class StepResult(NamedTuple):
     """What `gymnasium.Env.step` returns."""
 
     observation: str
@@ -53,17 +54,27 @@ class Game:
         num_users = self.world.splits.num_users
         if not 0 <= user_index < num_users:
             raise ValueError(f"expected user_index to be in 0..{num_users - 1}, got {user_index}")
-        example = self.world.splits.example(split, int(user_index))  # type: ignore[arg-type]
-        # A user may have chosen the same item before; the target must not be seen.
-        history = tuple(item_id for item_id in example.history if item_id != example.target)
-        config = self.config
-        prompt = render_prompt(
-            [self.world.display(item_id) for item_id in history[-config.max_history :]],
-            top_k=config.top_k,
-            style=config.prompt_style,
-            max_history=config.max_history,
-        )
-        return Episode(int(user_index), example.user_id, split, history, example.target, prompt)
+        user = int(user_index)
+        return Episode(user, self.world.splits.user_ids[user], split, *self._opening(user, split))
+
+    def _opening(self, user: int, split: str) -> Opening:
+        """Return how this user's episodes begin; made once for a group of them."""
+        config, openings = self.config, self.world.openings
+        key = (user, split, config.top_k, config.prompt_style, config.max_history)
+        if key not in openings:
+            example = self.world.splits.example(split, user)  # type: ignore[arg-type]
+            # A user may have chosen the same item before; the target must not be seen.
+            history = tuple(item_id for item_id in example.history if item_id != example.target)
+            prompt = render_prompt(
+                [self.world.items[item_id] for item_id in history[-config.max_history :]],
+                top_k=config.top_k,
+                style=config.prompt_style,
+                max_history=config.max_history,
+            )
+            if len(openings) >= MAX_OPENINGS:
+                openings.clear()
+            openings[key] = Opening(history, example.target, prompt)
+        return openings[key]
 
     def reset_info(self, episode: Episode) -> dict[str, Any]:
         """Return the fresh `info` of an episode that has just started."""
@@ -123,25 +134,18 @@ class Game:
                 episode.embeddings[text] = vectors[text]
 
     def _finish(self, episode: Episode, action: str, verdict: Verdict, found: tuple[int, ...]) -> StepResult:
-        outcome = self._outcome(episode, verdict) if verdict.ends else None
-        pool = set(episode.pool)
-        step = Step(action, verdict, found, sum(item_id not in pool for item_id in found), outcome)
-        display = self.world.display
-        observation = (
-            render_items([display(item_id) for item_id in found], show_attributes=self.config.show_attributes)
-            if verdict.retrieves
-            else ""
-        )
-        turn = Turn(
-            action=action,
-            observation=observation,
-            kind=verdict.kind,
-            preference=verdict.preference,
-            candidate_ids=found,
-            num_new_candidates=step.num_new_candidates,
-            reward_terms=pay(episode, self._scorer.due(episode, step)),
-            malformed_reason=verdict.malformed_reason,
-        )
+        outcome, observation, num_new = None, "", 0
+        if verdict.retrieves:
+            items = self.world.items
+            shown = [items[item_id] for item_id in found]
+            observation = render_items(shown, show_attributes=self.config.show_attributes)
+            num_new = len(found) - sum(map(episode.seen.__contains__, found))
+        else:
+            outcome = self._outcome(episode, verdict)
+        terms: dict[str, float] = {}
+        kind, preference, reason = verdict.kind, verdict.preference, verdict.malformed_reason
+        turn = Turn(action, observation, kind, preference, found, num_new, terms, reason)
+        terms.update(pay(episode, self._scorer.due(episode, turn, outcome)))
         episode.append(turn, verdict, outcome=outcome)
         return StepResult(observation, turn.reward, verdict.terminated, verdict.truncated, step_info(episode))
 
@@ -151,6 +155,6 @@ class Game:
             target=episode.target,
             top_k=self.config.top_k,
             find=self.world.find,
-            pool=set(episode.pool),
+            pool=episode.seen.keys(),
             well_formed=verdict.malformed_reason is None,
         )

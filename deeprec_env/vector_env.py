@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -147,22 +148,18 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
         """
         if isinstance(actions, str) or len(actions) != self.num_envs:
             raise ValueError(f"expected {self.num_envs} actions, one an environment, got {len(actions)}")
-        episodes = [self._running(place) for place in range(self.num_envs)]
-        restarting = self.autoreset_mode is AutoresetMode.NEXT_STEP
-        live = [place for place, episode in enumerate(episodes) if not (restarting and episode.ended)]
-        results = self.game.step([episodes[place] for place in live], [actions[place] for place in live])
-        result_by_place = dict(zip(live, results, strict=True))
-        rewards = np.zeros(self.num_envs, dtype=np.float64)
-        terminated = np.zeros(self.num_envs, dtype=np.bool_)
-        truncated = np.zeros(self.num_envs, dtype=np.bool_)
-        infos: list[dict[str, Any] | None] = []
-        for place in range(self.num_envs):
-            result = result_by_place.get(place)
-            if result is None:
-                infos.append(self._start(place, None))
-                continue
-            rewards[place], terminated[place], truncated[place] = result.reward, result.terminated, result.truncated
-            infos.append(self._after(place, result))
+        episodes = self._running()
+        results: list[StepResult | None] = [None] * self.num_envs
+        live: Sequence[int] = range(self.num_envs)
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            live = [place for place, episode in enumerate(episodes) if not episode.ended]
+        played = self.game.step([episodes[place] for place in live], [actions[place] for place in live])
+        for place, result in zip(live, played, strict=True):
+            results[place] = result
+        rewards = np.array([0.0 if result is None else result.reward for result in results], dtype=np.float64)
+        terminated = np.array([result is not None and result.terminated for result in results], dtype=np.bool_)
+        truncated = np.array([result is not None and result.truncated for result in results], dtype=np.bool_)
+        infos = [self._after(place, result) for place, result in enumerate(results)]
         return tuple(self._observations), rewards, terminated, truncated, batch_infos(infos)
 
     def render(self) -> tuple[str, ...] | None:
@@ -171,8 +168,10 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
             return None
         return tuple("" if episode is None else render_transcript(episode) for episode in self._episodes)
 
-    def _after(self, place: int, result: StepResult) -> dict[str, Any]:
-        """Take over a result and return its info, with the next episode's in mode SAME_STEP."""
+    def _after(self, place: int, result: StepResult | None) -> dict[str, Any]:
+        """Take over a result and return its info, with the next episode's in mode SAME_STEP; start one without it."""
+        if result is None:
+            return self._start(place, None)
         self._observations[place] = result.observation
         if self.autoreset_mode is AutoresetMode.SAME_STEP and (result.terminated or result.truncated):
             final = {"final_obs": result.observation, "final_info": result.info}
@@ -186,13 +185,12 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
         self._episodes[place], self._observations[place] = episode, episode.prompt
         return self.game.reset_info(episode)
 
-    def _running(self, place: int) -> Episode:
-        episode = self._episodes[place]
-        if episode is None:
-            from gymnasium.error import ResetNeeded
-
+    def _running(self) -> list[Episode]:
+        episodes = [episode for episode in self._episodes if episode is not None]
+        if len(episodes) < self.num_envs:
+            place = self._episodes.index(None)
             raise ResetNeeded(f"expected an episode in sub-environment {place}, got none; call reset first")
-        return episode
+        return episodes
 
     def _rng(self, place: int) -> np.random.Generator:
         rng = self._rngs[place]
@@ -248,31 +246,25 @@ def batch_infos(infos: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
     A key holds an array [N] (numbers and bools as such, all else as objects; dicts again as such a dict), and `_key` a
     bool array of who has it.
     """
-    columns: dict[str, list[tuple[int, Any]]] = {}
-    for place, info in enumerate(infos):
-        if info is not None:
-            for key, value in info.items():
-                columns.setdefault(key, []).append((place, value))
+    alike = None not in infos and len(set(map(tuple, infos))) == 1  # type: ignore[arg-type]
+    names = infos[0] or {} if alike else dict.fromkeys(name for info in infos if info is not None for name in info)
     batched: dict[str, Any] = {}
-    for key, column in columns.items():
-        batched[key] = _batch_column(column, len(infos))
-        mask = np.zeros(len(infos), dtype=np.bool_)
-        mask[[place for place, _ in column]] = True
-        batched[f"_{key}"] = mask
+    for name in names:
+        has_value = np.ones(len(infos), dtype=np.bool_)
+        if alike:
+            column = [info[name] for info in infos]  # type: ignore[index]
+        else:
+            column = [None if info is None else info.get(name) for info in infos]
+            has_value[:] = [info is not None and name in info for info in infos]
+        batched[name] = _batch_column(column, has_value)
+        batched[f"_{name}"] = has_value
     return batched
 
 
-def _batch_column(column: Sequence[tuple[int, Any]], num_envs: int) -> Any:
-    kind = type(column[0][1])
+def _batch_column(column: Sequence[Any], has_value: BoolArray) -> Any:
+    kind = type(column[int(has_value.argmax())])
     if kind is dict:
-        inner: list[Mapping[str, Any] | None] = [None] * num_envs
-        for place, value in column:
-            inner[place] = value
-        return batch_infos(inner)
+        return batch_infos(column)
     if kind in (int, float, bool):
-        array = np.zeros(num_envs, dtype=kind)
-    else:
-        array = np.full(num_envs, None, dtype=object)
-    for place, value in column:
-        array[place] = value
-    return array
+        return np.array([0 if value is None else value for value in column], dtype=kind)
+    return np.fromiter(column, dtype=object, count=len(column))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -29,6 +29,15 @@ RETRIEVER_VARIABLE = "DEEPREC_RETRIEVER"
 """The environment variable that names where candidates come from, where no argument does."""
 SAMPLE_FOLDER = Path(__file__).parent / "assets" / "sample"
 """The data set and recommender that the package carries; written by scripts/make_sample.py."""
+
+
+class Opening(NamedTuple):
+    """How the episodes of one user begin."""
+
+    history: tuple[int, ...]
+    """Item ids, oldest first, without the target."""
+    target: int
+    prompt: str
 
 
 class World:
@@ -71,6 +80,8 @@ class World:
         self.item_id_vectors = item_id_vectors
         self.user_subsets: dict[tuple[str, str], IntArray] = {}
         """What `users.select_users` has found, by name and split."""
+        self.openings: dict[tuple[object, ...], Opening] = {}
+        """What `Game.start` has made, by user and all that shapes a prompt."""
         self._key: _Key | None = None
 
     def __repr__(self) -> str:
@@ -94,10 +105,14 @@ class World:
 
     def display(self, item_id: int) -> DisplayItem:
         """Return the item as it is shown: one line, tags in its texts made harmless."""
-        return self._display[item_id]
+        return self.items[item_id]
 
     def find(self, title: str) -> tuple[int, ...]:
         """Return the ids of all items with this title, in the catalogue's spelling or as shown."""
+        exact = self._ids_by_shown.get(title)
+        return self._find(title) if exact is None else exact
+
+    def _find(self, title: str) -> tuple[int, ...]:
         found = self.catalog.find(title)
         if self._shown_otherwise and (others := self._shown_otherwise.get(normalize_title(title))):
             return tuple(sorted({*found, *others}))
@@ -109,10 +124,15 @@ class World:
         return {self.display(i).title.lower(): i for i in range(1, self.catalog.num_items + 1)}
 
     @cached_property
-    def _display(self) -> list[DisplayItem]:
+    def items(self) -> Sequence[DisplayItem]:
+        """All items as they are shown, by id; one without a title at PAD. Not to be written to."""
         ids = range(1, self.catalog.num_items + 1)
         shown = [display_item(self.catalog.title(i), self.catalog.attribute_line(i)) for i in ids]
         return [DisplayItem(""), *shown]
+
+    @cached_property
+    def _ids_by_shown(self) -> dict[str, tuple[int, ...]]:
+        return {item.title: self._find(item.title) for item in self.items[1:]}
 
     @cached_property
     def _shown_otherwise(self) -> dict[str, tuple[int, ...]]:

@@ -8,10 +8,9 @@ digit, in any order.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from deeprec_env.episode import Episode, Verdict
+from deeprec_env.episode import Episode, Turn, Verdict
 from deeprec_env.rewards import paper, process
 from deeprec_env.rewards.config import RewardConfig
 from deeprec_env.rewards.outcome import Outcome, hit_reward, mean_similarity
@@ -24,18 +23,6 @@ _COARSE = 2.0**12
 """For what comes from embeddings: hides the last bits, which depend on how texts were batched."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A turn that is about to be recorded."""
-
-    action: str
-    verdict: Verdict
-    candidate_ids: tuple[int, ...]
-    num_new_candidates: int
-    outcome: Outcome | None
-    """Set if the episode ends."""
-
-
 class Scorer(Protocol):
     """Says what an episode is worth after a step."""
 
@@ -43,14 +30,25 @@ class Scorer(Protocol):
         """Return the texts whose embeddings `due` will look up in `episode.embeddings`."""
         ...
 
-    def due(self, episode: Episode, step: Step) -> dict[str, float]:
-        """Return the total by term that the episode is worth once the step is recorded. Changes nothing."""
+    def due(self, episode: Episode, turn: Turn, outcome: Outcome | None) -> dict[str, float]:
+        """Return the total by term that the episode is worth once the turn is recorded.
+
+        To be called once a turn, right before it is recorded. Changes nothing but `episode.preferences`.
+
+        Args:
+            episode: without the turn.
+            turn: its reward_terms are not filled in yet.
+            outcome: set if the episode ends.
+        """
         ...
 
 
 def pay(episode: Episode, due: Mapping[str, float]) -> dict[str, float]:
     """Return what each term pays now: the total due, on the grid, less what has been paid."""
-    return {name: round(total * _GRID) / _GRID - episode.paid.get(name, 0.0) for name, total in due.items()}
+    paid = episode.paid
+    if not paid:
+        return {name: round(total * _GRID) / _GRID for name, total in due.items()}
+    return {name: (round(total * _GRID) / _GRID if total else 0.0) - paid[name] for name, total in due.items()}
 
 
 def _coarse(value: float) -> float:
@@ -68,23 +66,26 @@ class StrictScorer:
         self._world = world
         self._config = config
         self._stage = stage
-        self._terms = config.terms(stage)
+        self._zeros = dict.fromkeys(config.terms(stage), 0.0)
 
     def texts(self, episode: Episode, action: str, verdict: Verdict) -> list[str]:
         """Return the preference of a search, where the stage pays for searching."""
-        wanted = self._stage == "cold" and verdict.retrieves and verdict.preference is not None
-        return [verdict.preference] if wanted and verdict.preference is not None else []
+        if self._stage == "cold" and verdict.retrieves and verdict.preference is not None:
+            return [verdict.preference]
+        return []
 
-    def due(self, episode: Episode, step: Step) -> dict[str, float]:
-        """Return the total by term that the episode is worth once the step is recorded."""
-        outcome, config = step.outcome, self._config
-        totals = dict.fromkeys(self._terms, 0.0)
+    def due(self, episode: Episode, turn: Turn, outcome: Outcome | None) -> dict[str, float]:
+        """Return the total by term that the episode is worth once the turn is recorded."""
+        config = self._config
+        totals = self._zeros.copy()
         if outcome is not None and not outcome.well_formed:
             totals["format"] = -config.format_penalty
             return totals
         if self._stage == "cold":
             share = 1.0 if outcome is None else outcome.grounded_share
-            totals["invocation"], totals["diversity"] = (share * total for total in self._process(episode, step))
+            preferences = self._judged(episode, turn)
+            totals["invocation"] = share * process.invocation_reward(len(preferences.kept), config)
+            totals["diversity"] = share * config.diversity_weight * _coarse(preferences.distance)
         elif outcome is not None:
             totals["outcome"] = hit_reward(outcome.hit_rank, config)
             similarity = mean_similarity(
@@ -95,19 +96,20 @@ class StrictScorer:
             )
             totals["similarity"] = config.similarity_weight * _coarse(similarity)
         if "progress" in totals and outcome is None:
-            answers = [*(turn.candidate_ids for turn in episode.turns), step.candidate_ids]
+            answers = [*(earlier.candidate_ids for earlier in episode.turns), turn.candidate_ids]
             ranks = (ids.index(episode.target) + 1 if episode.target in ids else 0 for ids in answers)
             totals["progress"] = config.progress_weight * process.progress_potential(ranks)
         return totals
 
-    def _process(self, episode: Episode, step: Step) -> tuple[float, float]:
-        searches = [(turn.preference or "", turn.num_new_candidates) for turn in episode.turns]
-        if step.verdict.retrieves:
-            searches.append((step.verdict.preference or "", step.num_new_candidates))
-        config, vectors = self._config, episode.embeddings
-        distinct = process.distinct_preferences(searches, vectors, near_duplicate=config.near_duplicate)
-        distance = _coarse(process.mean_distance([vectors[p] for p in distinct], cap=config.diversity_cap))
-        return process.invocation_reward(len(distinct), config), config.diversity_weight * distance
+    def _judged(self, episode: Episode, turn: Turn) -> process.DistinctPreferences:
+        """Return the episode's searches as they are judged, the turn's among them."""
+        preferences = episode.preferences
+        if preferences is None:
+            preferences = episode.preferences = process.DistinctPreferences(self._config)
+        if turn.is_answered_search:
+            text, num_found = turn.preference or "", len(turn.candidate_ids)
+            preferences.add(text, episode.embeddings[text], num_new=turn.num_new_candidates, num_found=num_found)
+        return preferences
 
 
 class PaperScorer:
@@ -124,11 +126,11 @@ class PaperScorer:
         """Return the preferences that the action adds, as the published rules cut them."""
         return paper.preferences_of((episode.response + action).strip()) if self._stage == "cold" else []
 
-    def due(self, episode: Episode, step: Step) -> dict[str, float]:
-        """Return the total by term that the episode is worth once the step is recorded."""
-        response = (episode.response + step.action).strip()
-        n_calls = episode.num_searches + step.verdict.retrieves
-        if step.outcome is not None or self._stage == "cold":
+    def due(self, episode: Episode, turn: Turn, outcome: Outcome | None) -> dict[str, float]:
+        """Return the total by term that the episode is worth once the turn is recorded."""
+        response = (episode.response + turn.action).strip()
+        n_calls = episode.num_searches + turn.is_answered_search
+        if outcome is not None or self._stage == "cold":
             scores = paper.score_paper_response(
                 response,
                 n_calls,
@@ -144,7 +146,7 @@ class PaperScorer:
             totals = {name: scores[name] for name in self._terms}
         else:
             totals = dict.fromkeys(self._terms, 0.0)
-        if step.outcome is None:
+        if outcome is None:
             totals["format"] = 0.0
         return totals
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,10 +17,11 @@ from trm.types import FloatArray
 
 CUTOFFS = (1, 5, 10)
 """Where Recall and NDCG are cut for `info`."""
+_NOTHING = (PAD,)
+_CUTOFF_KEYS = tuple((k, f"recall@{k}", f"ndcg@{k}") for k in CUTOFFS)
 
 
-@dataclass(frozen=True, slots=True)
-class RankedLine:
+class RankedLine(NamedTuple):
     """One place of the final ranking."""
 
     title: str
@@ -28,48 +32,61 @@ class RankedLine:
     is_retrieved: bool
     """Whether a search of this episode has returned one of the items."""
 
-    @property
-    def counts(self) -> bool:
-        """Whether the line can earn anything: known and not a duplicate."""
-        return bool(self.item_ids) and not self.is_duplicate
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an episode ended."""
+    """How an episode ended: the first top_k places of its ranking, column by column."""
 
     well_formed: bool
     """Whether it ended in a recommendation with nothing wrong about it."""
-    lines: tuple[RankedLine, ...] = ()
-    """The first top_k lines; () if there is no ranking."""
+    titles: tuple[str, ...] = ()
+    """As written; () if there is no ranking."""
+    item_ids: tuple[tuple[int, ...], ...] = ()
+    """All items with each title; () where it is unknown."""
+    duplicate: tuple[bool, ...] = ()
+    """Whether an earlier title names the same items."""
+    retrieved: tuple[bool, ...] = ()
+    """Whether a search of this episode has returned one of the items."""
     hit_rank: int = 0
     """1-based place of the target; 0 if it is not in the ranking."""
     top_k: int = 10
 
     @property
+    def lines(self) -> tuple[RankedLine, ...]:
+        """The same place by place."""
+        return tuple(map(RankedLine, self.titles, self.item_ids, self.duplicate, self.retrieved))
+
+    @property
+    def earning_ids(self) -> list[tuple[int, ...]]:
+        """The items of each place that can earn anything (retrieved, and not a duplicate), (PAD,) for the others."""
+        columns = zip(self.item_ids, self.duplicate, self.retrieved)
+        return [ids if retrieved and not duplicate else _NOTHING for ids, duplicate, retrieved in columns]
+
+    @property
     def recommended_ids(self) -> tuple[int, ...]:
         """One item a line (the lowest id where several share the title), PAD where the title is unknown."""
-        return tuple(line.item_ids[0] if line.item_ids else PAD for line in self.lines)
+        return tuple([ids[0] if ids else PAD for ids in self.item_ids])
 
     @property
     def unknown_titles(self) -> tuple[str, ...]:
         """Titles that no item has."""
-        return tuple(line.title for line in self.lines if not line.item_ids)
+        return tuple([title for title, ids in zip(self.titles, self.item_ids) if not ids])
 
     @property
     def duplicate_titles(self) -> tuple[str, ...]:
         """Titles that stand further up already."""
-        return tuple(line.title for line in self.lines if line.is_duplicate)
+        return tuple(compress(self.titles, self.duplicate))
 
     @property
     def never_retrieved_titles(self) -> tuple[str, ...]:
         """Known titles that no search of the episode has returned."""
-        return tuple(line.title for line in self.lines if line.item_ids and not line.is_retrieved)
+        columns = zip(self.titles, self.item_ids, self.retrieved)
+        return tuple([title for title, ids, retrieved in columns if ids and not retrieved])
 
     @property
     def grounded_share(self) -> float:
         """Share of the top_k places that hold distinct items which were retrieved."""
-        return sum(line.counts and line.is_retrieved for line in self.lines) / self.top_k
+        return sum([ids is not _NOTHING for ids in self.earning_ids]) / self.top_k
 
     def recall(self, k: int) -> float:
         """Return 1.0 if the target stands among the first k, else 0.0."""
@@ -86,9 +103,9 @@ class Outcome:
             "hit_rank": self.hit_rank,
             "well_formed": self.well_formed,
         }
-        for k in CUTOFFS:
-            info[f"recall@{k}"] = self.recall(k)
-            info[f"ndcg@{k}"] = self.ndcg(k)
+        for k, recall, ndcg in _CUTOFF_KEYS:
+            info[recall] = self.recall(k)
+            info[ndcg] = self.ndcg(k)
         info["unknown_titles"] = self.unknown_titles
         info["duplicate_titles"] = self.duplicate_titles
         info["never_retrieved_titles"] = self.never_retrieved_titles
@@ -114,18 +131,18 @@ def build_outcome(
         pool: the items that the episode's searches have returned.
         well_formed: whether the episode ends as it should.
     """
-    lines: list[RankedLine] = []
-    seen: set[tuple[int, ...]] = set()
+    seen: set[tuple[int, ...]] = {()}
+    titles = titles[:top_k]
+    item_ids = tuple([find(title) for title in titles])
+    duplicate: list[bool] = []
     hit_rank = 0
-    for place, title in enumerate(titles[:top_k], start=1):
-        item_ids = find(title)
-        is_duplicate = item_ids in seen
-        if item_ids:
-            seen.add(item_ids)
-        if target in item_ids and not hit_rank:
+    for place, ids in enumerate(item_ids, start=1):
+        if target in ids and not hit_rank:
             hit_rank = place
-        lines.append(RankedLine(title, item_ids, is_duplicate, any(item_id in pool for item_id in item_ids)))
-    return Outcome(well_formed, tuple(lines), hit_rank, top_k)
+        duplicate.append(bool(ids) and ids in seen)
+        seen.add(ids)
+    retrieved = tuple([bool(ids) and (ids[0] in pool or any(i in pool for i in ids[1:])) for ids in item_ids])
+    return Outcome(well_formed, tuple(titles), item_ids, tuple(duplicate), retrieved, hit_rank, top_k)
 
 
 def hit_reward(hit_rank: int, config: RewardConfig) -> float:
@@ -135,27 +152,29 @@ def hit_reward(hit_rank: int, config: RewardConfig) -> float:
     return config.hit_weight * (1.0 + config.hit_rank_step * max(0, 10 - (hit_rank - 1)))
 
 
-def likeness(item_ids: Sequence[int], target: int, *, text_vectors: FloatArray, id_vectors: FloatArray) -> list[float]:
+def likeness(item_ids: Sequence[int], target: int, *, text_vectors: FloatArray, id_vectors: FloatArray) -> FloatArray:
     """Return each item's mean of text-embedding dot product and cosine of item embeddings to the target.
 
     Args:
-        item_ids: PAD gives 0.0.
+        item_ids: of any length n; PAD gives 0.0.
         target: an item id.
         text_vectors: float32 [num_items + 1, D], unit rows, row 0 zeros.
-        id_vectors: float32 [num_items + 1, d], any norm.
+        id_vectors: float32 [num_items + 1, d], any norm, row 0 zeros.
+
+    Returns:
+        [n], of the vectors' type.
     """
-    rows = np.asarray(item_ids, dtype=np.int64)
-    text = (text_vectors[rows].astype(np.float64) * text_vectors[target].astype(np.float64)).sum(axis=1)
-    ids, wanted = id_vectors[rows].astype(np.float64), id_vectors[target].astype(np.float64)
-    norms = np.sqrt((ids * ids).sum(axis=1)) * math.sqrt(float((wanted * wanted).sum()))
-    cosine = (ids * wanted).sum(axis=1) / np.maximum(norms, 1e-8)
-    values = (text + cosine) / 2
-    return [0.0 if item_id == PAD else float(value) for item_id, value in zip(item_ids, values, strict=True)]
+    rows = np.array(item_ids, dtype=np.int64)
+    texts = text_vectors.take(rows, axis=0).dot(text_vectors[target])
+    ids, wanted = id_vectors.take(rows, axis=0), id_vectors[target]
+    norms = np.sqrt(np.vecdot(ids, ids) * wanted.dot(wanted))
+    return np.asarray((texts + ids.dot(wanted) / np.maximum(norms, 1e-8)) / 2)
 
 
-def place_weights(num_places: int) -> list[float]:
+@lru_cache(maxsize=64)
+def place_weights(num_places: int) -> tuple[float, ...]:
     """Return (1 - i / num_places)^2 for i from 0."""
-    return [(1.0 - place / num_places) ** 2 for place in range(num_places)]
+    return tuple((1.0 - place / num_places) ** 2 for place in range(num_places))
 
 
 def mean_similarity(outcome: Outcome, target: int, *, text_vectors: FloatArray, id_vectors: FloatArray) -> float:
@@ -164,10 +183,14 @@ def mean_similarity(outcome: Outcome, target: int, *, text_vectors: FloatArray, 
     Unknown, duplicate and never-retrieved titles count 0 and keep their weight in the mean; so does a dissimilar item,
     for a negative likeness would make an invented title the better choice.
     """
-    earning = [line.item_ids if line.counts and line.is_retrieved else (PAD,) for line in outcome.lines]
+    earning = outcome.earning_ids
     if not earning:
         return 0.0
-    flat = likeness([ids[0] for ids in earning], target, text_vectors=text_vectors, id_vectors=id_vectors)
-    values = [1.0 if target in ids else min(1.0, max(0.0, value)) for ids, value in zip(earning, flat, strict=True)]
-    weights = place_weights(outcome.top_k)
-    return sum(w * s for w, s in zip(weights, values, strict=False)) / sum(weights)
+    flat = likeness([ids[0] for ids in earning], target, text_vectors=text_vectors, id_vectors=id_vectors).tolist()
+    total, weights = 0.0, place_weights(outcome.top_k)
+    for weight, ids, value in zip(weights, earning, flat):
+        if target in ids:
+            total += weight
+        elif value > 0.0:
+            total += weight * (value if value < 1.0 else 1.0)
+    return total / sum(weights)

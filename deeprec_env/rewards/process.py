@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,57 +20,115 @@ _UNSEEN = ("Mn", "Cf")
 """Unicode categories that change how a letter looks little or not at all: accents, joiners, soft hyphens."""
 
 
-def canonical_preference(text: str) -> tuple[str, ...]:
-    """Return the distinct words of a preference, without accents and invisible characters, case folded and sorted."""
+@lru_cache(maxsize=8192)
+def canonical_preference(text: str) -> frozenset[str]:
+    """Return the words of a preference, without accents and invisible characters, case folded."""
     folded = text.casefold()
     if not folded.isascii():
         parts = unicodedata.normalize("NFKD", folded)
         plain = "".join(char for char in parts if unicodedata.category(char) not in _UNSEEN)
         folded = unicodedata.normalize("NFKC", plain).casefold()
-    return tuple(sorted(set(_WORD.findall(folded))))
+    return frozenset(_WORD.findall(folded))
 
 
-def distinct_preferences(
-    searches: Iterable[tuple[str, int]], vectors: Mapping[str, FloatArray], *, near_duplicate: float
-) -> list[str]:
-    """Return the preferences that ask for something new, in order.
+class Newness(StrEnum):
+    """Whether a search asks for something new, or why not."""
 
-    Left out: those without a word, those whose words were asked before, those whose search returned no new candidate,
-    and those whose embedding is near to an earlier one's.
+    NEW = "new"
+    NO_WORDS = "no words"
+    SAME_WORDS = "same words"
+    """Its words were asked before, in whatever order and spelling."""
+    FEW_NEW_CANDIDATES = "few new candidates"
+    """What it found was known already."""
+    NEAR = "near"
+    """Its embedding is near to an earlier one's."""
 
-    Args:
-        searches: (preference, number of candidates not seen before) of each search.
-        vectors: unit embeddings by preference.
-        near_duplicate: dot product from which two preferences are one.
-    """
-    kept: list[str] = []
-    asked: set[tuple[str, ...]] = set()
-    for preference, num_new in searches:
+
+class JudgedSearch(NamedTuple):
+    """A search and what `DistinctPreferences` made of it."""
+
+    preference: str
+    newness: Newness
+    like: str | None = None
+    """The earlier preference that it repeats, where it repeats one."""
+    dot: float | None = None
+    """The greatest dot product with an earlier preference that asked for something new."""
+    new_share: float = 0.0
+    """Share of its candidates that no search had returned before."""
+
+
+class DistinctPreferences:
+    """The searches of one episode, and which of them ask for something new. Grows search by search."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        """Hold the thresholds; nothing has been asked yet."""
+        self._near_duplicate = config.near_duplicate
+        self._min_new_share = config.min_new_share
+        self._cap = config.diversity_cap
+        self._asked: dict[frozenset[str], str] = {}
+        self._dots: list[float] = []
+        self.judged: list[JudgedSearch] = []
+        """All searches, in order."""
+        self.kept: list[str] = []
+        """The preferences that ask for something new, in order."""
+        self.vectors: list[FloatArray] = []
+        """Their unit embeddings."""
+
+    def add(self, preference: str, vector: FloatArray, *, num_new: int, num_found: int) -> JudgedSearch:
+        """Judge the next search.
+
+        Args:
+            preference: its text.
+            vector: its unit embedding.
+            num_new: how many of its candidates no search had returned before.
+            num_found: how many candidates it returned.
+        """
+        judged = self._judge(preference, vector, num_new / num_found if num_found else 0.0)
+        self.judged.append(judged)
+        if judged.newness is Newness.NEW:
+            self.kept.append(preference)
+            self.vectors.append(vector)
+        return judged
+
+    @property
+    def distance(self) -> float:
+        """The mean distance of the vectors, up to the configured cap; 0.0 with fewer than two."""
+        return capped_distance(self._dots, cap=self._cap)
+
+    def _judge(self, preference: str, vector: FloatArray, share: float) -> JudgedSearch:
         words = canonical_preference(preference)
-        if not words or words in asked or num_new == 0:
-            continue
-        asked.add(words)
-        if all(float(vectors[preference] @ vectors[other]) < near_duplicate for other in kept):
-            kept.append(preference)
-    return kept
+        if not words:
+            return JudgedSearch(preference, Newness.NO_WORDS, new_share=share)
+        if words in self._asked:
+            return JudgedSearch(preference, Newness.SAME_WORDS, self._asked[words], new_share=share)
+        if share == 0.0 or share < self._min_new_share:
+            return JudgedSearch(preference, Newness.FEW_NEW_CANDIDATES, new_share=share)
+        self._asked[words] = preference
+        if not self.kept:
+            return JudgedSearch(preference, Newness.NEW, new_share=share)
+        dots = [float(vector.dot(other)) for other in self.vectors]
+        nearest = max(dots)
+        if nearest < self._near_duplicate:
+            self._dots += dots
+            return JudgedSearch(preference, Newness.NEW, None, nearest, share)
+        return JudgedSearch(preference, Newness.NEAR, self.kept[dots.index(nearest)], nearest, share)
 
 
 def invocation_reward(num_searches: int, config: RewardConfig) -> float:
     """Return weight x (min(n, max) - 1) for n > 1 searches, else 0.0."""
-    return config.invocation_weight * max(0, min(num_searches, config.invocation_max) - 1)
+    return config.invocation_weight * (min(num_searches, config.invocation_max) - 1) if num_searches > 1 else 0.0
 
 
-def mean_pairwise_dot(vectors: Sequence[FloatArray]) -> float:
-    """Return the mean dot product over all pairs of at least two unit vectors."""
-    stacked = np.stack(vectors).astype(np.float64)
-    count = len(stacked)
-    products = stacked @ stacked.T
-    return float((products.sum() - np.trace(products)) / (count * (count - 1)))
+def capped_distance(dots: Sequence[float], *, cap: float) -> float:
+    """Return min(1 - mean, cap) of the dot products of pairs of unit vectors; 0.0 without a pair."""
+    return min(1.0 - sum(dots) / len(dots), cap) if dots else 0.0
 
 
 def mean_distance(vectors: Sequence[FloatArray], *, cap: float = math.inf) -> float:
     """Return min(1 - mean pairwise dot product, cap) for more than one unit vector, else 0.0."""
-    return min(1.0 - mean_pairwise_dot(vectors), cap) if len(vectors) > 1 else 0.0
+    stacked = np.array(vectors, dtype=np.float64)
+    pairs = np.triu_indices(len(stacked), k=1)
+    return capped_distance((stacked @ stacked.T)[pairs].tolist() if len(stacked) > 1 else [], cap=cap)
 
 
 def progress_potential(target_ranks: Iterable[int]) -> float:

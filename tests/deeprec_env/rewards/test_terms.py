@@ -89,7 +89,7 @@ def test_likeness_is_the_mean_of_dot_and_cosine() -> None:
 
 
 def test_similarity_weighs_early_places_more() -> None:
-    assert place_weights(4) == [1.0, 0.75**2, 0.5**2, 0.25**2]
+    assert place_weights(4) == (1.0, 0.75**2, 0.5**2, 0.25**2)
     text = np.zeros((6, 2), dtype=np.float32)
     text[1:] = (1, 0)
     ids = text.copy()
