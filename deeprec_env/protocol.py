@@ -198,12 +198,13 @@ def render_recommend(titles: Sequence[str], *, reasoning: str) -> str:
     return f"{neutralize(reasoning)}\n{THINK_END}\n{RECOMMENDATION_BEGIN}\n{lines}\n{RECOMMENDATION_END}"
 
 
+def render_item(item: DisplayItem) -> str:
+    """Return the item's title, and on a second line its attributes if it has any."""
+    return f"{item.title}\n  - categories: {item.attributes}" if item.attributes else item.title
+
+
 def render_items(items: Sequence[DisplayItem], *, show_attributes: bool = False) -> str:
     """Return the observation after a search: the numbered items between their tags, blank lines around."""
-    lines = [f"{place}. {item.title}\n" for place, item in enumerate(items, start=1)]
-    if show_attributes:
-        lines = [
-            f"{line}  - categories: {item.attributes}\n" if item.attributes else line
-            for line, item in zip(lines, items, strict=True)
-        ]
+    texts = [render_item(item) if show_attributes else item.title for item in items]
+    lines = [f"{place}. {text}\n" for place, text in enumerate(texts, start=1)]
     return f"\n\n{ITEM_LIST_BEGIN}\n{''.join(lines)}{ITEM_LIST_END}\n\n"

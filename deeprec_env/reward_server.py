@@ -52,7 +52,7 @@ def build_reward_app(
     score: Callable[[Sequence[ScoredText]], list[list[float]]],
     config: ServiceConfig | None = None,
     *,
-    num_users: int,
+    user_of: Callable[[int], int | None],
     health: Mapping[str, object] | None = None,
     stripped_tokens: Sequence[str] = STRIPPED_TOKENS,
 ) -> FastAPI:
@@ -61,7 +61,7 @@ def build_reward_app(
     Args:
         score: such as `ResponseScorer.score`; called by one thread at a time.
         config: token and limits.
-        num_users: users are 0..num_users - 1.
+        user_of: the index of the user with this number; None if there is none.
         health: what /health says beside "ok".
         stripped_tokens: texts of padding and end tokens, dropped at both ends of a text.
     """
@@ -80,22 +80,25 @@ def build_reward_app(
 
     @app.post("/reward", responses=REFUSALS)
     async def reward(request: RewardRequest) -> RewardAnswer:
-        texts = _scored_texts(request, num_users=num_users, stripped_tokens=stripped_tokens)
+        texts = _scored_texts(request, user_of, stripped_tokens)
         return RewardAnswer(rewards=await batcher.submit(texts))
 
     return app
 
 
-def _scored_texts(request: RewardRequest, *, num_users: int, stripped_tokens: Sequence[str]) -> list[ScoredText]:
+def _scored_texts(
+    request: RewardRequest, user_of: Callable[[int], int | None], stripped_tokens: Sequence[str]
+) -> list[ScoredText]:
     same_lengths(query_list=request.query_list, idx_list=request.idx_list, recall_num_list=request.recall_num_list)
     texts = []
     for place, (query, idx, num) in enumerate(
         zip(request.query_list, request.idx_list, request.recall_num_list, strict=True)
     ):
-        if idx >= num_users:
-            raise Refusal(f"idx_list[{place}]: expected the number of a user, 0..{num_users - 1}, got {idx}")
+        user = user_of(idx)
+        if user is None:
+            raise Refusal(f"idx_list[{place}]: expected the number of a user, got {idx}, which is nobody's")
         response = response_of(query, stripped=stripped_tokens)
         if response is None:
             raise Refusal(f"query_list[{place}]: expected a response after {RESPONSE_BEGIN!r}, got a text without it")
-        texts.append(ScoredText(response, idx, num))
+        texts.append(ScoredText(response, user, num))
     return texts

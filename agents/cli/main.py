@@ -14,6 +14,7 @@ from tyro.conf import subcommand
 from agents.cli.data import Prepare, TrainTRM
 from agents.cli.evaluate import Agents, Evaluate, Report
 from agents.cli.play import Play
+from agents.cli.serve import Serve
 from agents.cli.train import Train
 
 Command = (
@@ -22,6 +23,7 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Play, subcommand("play")]
+    | Annotated[Serve, subcommand("serve")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Agents, subcommand("agents")]
 )

@@ -43,7 +43,7 @@ def scored(episode: Episode) -> ScoredText:
 
 def app_client(stage: str = "rec", reward: str = "paper", **options: Any) -> TestClient:
     scorer = ResponseScorer(WORLD, stage=stage, reward=reward)
-    app = build_reward_app(scorer.score, num_users=WORLD.splits.num_users, **options)
+    app = build_reward_app(scorer.score, user_of=lambda number: number if number < 400 else None, **options)
     return TestClient(app, raise_server_exceptions=False)
 
 
@@ -117,7 +117,7 @@ def test_the_service_gives_the_golden_figures_in_the_original_order(stage: str) 
         request["query_list"].append(f"{pads}User: hello\n\nAssistant:\n<think>\n{case['response']}<|im_end|>{pads}")
         request["idx_list"].append(world.splits.user_index(case["target_title"]))
         request["recall_num_list"].append(case["n_calls"])
-    app = build_reward_app(scorer.score, num_users=world.splits.num_users)
+    app = build_reward_app(scorer.score, user_of=lambda number: number)
     with TestClient(app) as client:
         rows = client.post("/reward", json=request).json()["rewards"]
     for case, row in zip(GOLDEN["cases"], rows, strict=True):
@@ -166,7 +166,7 @@ def request_of(episode: Episode, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"idx_list": [400]}, "idx_list[0]: expected the number of a user, 0..399, got 400"),
+        ({"idx_list": [400]}, "idx_list[0]: expected the number of a user, got 400"),
         ({"idx_list": []}, "query_list has 1, idx_list has 0, recall_num_list has 1"),
         ({"idx_list": ["0"]}, "idx_list[0]: "),
         ({"query_list": ["no response"]}, "query_list[0]: expected a response after"),
