@@ -242,7 +242,7 @@ def _load_prepared(key: _Key, *, auto_prepare: bool) -> World:
         dataset = prepare_dataset(ref) if auto_prepare else load_prepared(ref)
         from trm.prepare_trm import load_trm, prepare_trm  # only now: it may train
 
-        frozen = prepare_trm(ref, dataset) if auto_prepare else load_trm(ref)
+        frozen = prepare_trm(ref, dataset) if auto_prepare else load_trm(ref, dataset)
         return build_world(dataset, frozen, cache_folder=_encoder_cache())
 
 

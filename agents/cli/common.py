@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from deeprec_env.game import Game
     from trm.data.prepare import DatasetRef
 
-DatasetName = Literal["ml-100k", "ml-1m", "amazon"]
-AnyDatasetName = Literal["sample", "ml-100k", "ml-1m", "amazon"]
-
 
 @dataclass(frozen=True)
 class GameChoice:
@@ -24,8 +21,8 @@ class GameChoice:
 
     env: str | None = None
     """An id of envs.yaml, e.g. DeepRec-MovieLens100K-v0. Give this or --dataset."""
-    dataset: AnyDatasetName | None = None
-    """A data set; "sample" needs no preparation."""
+    dataset: str | None = None
+    """A data set: sample (which needs no preparation), or any that `deeprec prepare` takes."""
     category: str | None = None
     """The category of the Amazon reviews, e.g. Video_Games."""
     stage: Literal["cold", "rec"] = "rec"

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import subcommand
 
-from agents.cli.data import Prepare, TrainTRM
+from agents.cli.data import ExportDeepRec, Prepare, TrainTRM
 from agents.cli.evaluate import Agents, Evaluate, Report
 from agents.cli.play import Play
 from agents.cli.serve import Serve
@@ -20,6 +20,7 @@ from agents.cli.train import Train
 Command = (
     Annotated[Prepare, subcommand("prepare")]
     | Annotated[TrainTRM, subcommand("train-trm")]
+    | Annotated[ExportDeepRec, subcommand("export-deeprec")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Play, subcommand("play")]

@@ -17,7 +17,7 @@ def _run(*args: str, text: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("command", ["prepare", "train-trm", "evaluate", "report", "play", "agents"])
+@pytest.mark.parametrize("command", ["prepare", "train-trm", "export-deeprec", "evaluate", "report", "play", "agents"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main([command, "--help"])
@@ -72,6 +72,26 @@ def test_agents_lists_names_and_what_they_do() -> None:
         assert f"\n{name} " in f"\n{result.stdout}"
 
 
+def test_csv_files_are_prepared_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPREC_HOME", str(tmp_path / "home"))
+    log, items, out = tmp_path / "log.csv", tmp_path / "items.csv", tmp_path / "out"
+    log.write_text("user_id,item_id\n" + "".join(f"{user},{item}\n" for user in "ab" for item in "1231"))
+    items.write_text("item_id,title,kind\n1,Tea,hot|drink\n2,Ice,cold\n3,Milk,drink\n")
+    prepared = _run("prepare", "csv", "--interactions", str(log), "--items", str(items), "--name", "shop")
+    assert prepared.returncode == 0, prepared.stderr
+    assert "repeated interactions kept  2\n" in prepared.stdout
+    assert "csv-shop: 2 users, 3 items; in " in prepared.stdout
+    exported = _run("export-deeprec", "csv:shop", str(out))
+    assert exported.returncode == 0, exported.stderr
+    assert "no TRM is trained on it" in exported.stdout
+    again = _run("prepare", f"deeprec:{out}")
+    assert again.returncode == 0, again.stderr
+    assert "deeprec-out: 2 users, 3 items; in " in again.stdout
+    core = _run("prepare", "csv", "--interactions", str(log), "--items", str(items), "--k-core", "3", "--name", "core")
+    assert core.returncode == 2
+    assert "the 3-core drops over half" in core.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -84,6 +104,9 @@ def test_agents_lists_names_and_what_they_do() -> None:
         (("play", *SAMPLE, "--agent", "trm", "--user-index", "99999"), "user_index"),
         (("prepare", "amazon"), "a category such as"),
         (("prepare", "ml-100k", "--category", "Books"), "expected no category"),
+        (("prepare", "ml100k"), "did you mean 'ml-100k'"),
+        (("prepare", "csv", "--interactions", "log.csv"), "both --interactions FILE and --items FILE"),
+        (("export-deeprec", "csv:none", "out"), "is not prepared"),
         (("report", "no/such/folder"), "no folder no/such/folder"),
     ],
 )

@@ -171,7 +171,7 @@ def test_other_preferences_do_not_come_from_the_target_and_texts_are_fixed_by_se
 
 def test_load_trm_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DEEPREC_HOME", str(tmp_path))
-    with pytest.raises(DatasetNotPrepared, match="deeprec prepare ml-100k"):
+    with pytest.raises(DatasetNotPrepared, match="deeprec train-trm ml-100k"):
         load_trm(DatasetRef("ml-100k"))
 
 

@@ -97,6 +97,11 @@ class Catalog:
         return ". ".join(part for part in parts if part)
 
     @cached_property
+    def has_texts(self) -> bool:
+        """Whether any item has more than its id: a title, an attribute or a description."""
+        return any(item.title != item.source_id or item.attributes or item.description for item in self._items)
+
+    @cached_property
     def attribute_values(self) -> Mapping[str, Mapping[str, int]]:
         """The number of items by value by kind, the commonest value first (ties: by the alphabet)."""
         counts: dict[str, Counter[str]] = {}

@@ -5,6 +5,7 @@ On disk: `manifest.json` (version, counts, report, checksums), `items.jsonl` (an
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -52,6 +53,16 @@ class Dataset:
     def splits(self) -> LeaveOneOut:
         """The leave-one-out split; made once."""
         return LeaveOneOut(self.interactions, num_items=self.catalog.num_items)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the items and the histories, of all that a recommender learns from; made once."""
+        digest = hashlib.sha256()
+        for item in self.catalog:
+            digest.update(json.dumps(_item_record(item)).encode())
+        digest.update(np.ascontiguousarray(self.interactions.offsets, dtype="<i8").tobytes())
+        digest.update(np.ascontiguousarray(self.interactions.item_ids, dtype="<i8").tobytes())
+        return digest.hexdigest()
 
 
 def save_dataset(dataset: Dataset, folder: Path) -> None:

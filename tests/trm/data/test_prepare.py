@@ -1,6 +1,9 @@
 """Names of data sets, folders, and preparing from raw files at hand or fetched."""
 
+import dataclasses
+import gzip
 import io
+import json
 import os
 import subprocess
 import urllib.error
@@ -10,14 +13,25 @@ from pathlib import Path
 import pytest
 
 from trm.data import fetch, prepare
-from trm.data.prepare import DatasetRef, load_prepared, prepare_dataset, prepared_folder
-from trm.errors import DatasetNotPrepared
+from trm.data.dataset import save_dataset
+from trm.data.prepare import CsvFiles, DatasetRef, load_prepared, prepare_dataset, prepared_folder
+from trm.data.sources.assemble import Filters
+from trm.errors import DataFormatError, DatasetNotPrepared
 
 REAL_DATA = os.environ.get("DEEPREC_DATA")
 RAW_1M = {
     "movies.dat": "1::A (1990)::War\n2::B (1991)::War\n3::C::\n",
     "ratings.dat": "".join(f"1::{item}::5::{item}\n" for item in (1, 2, 3)),
 }
+
+
+class Response(io.BytesIO):
+    """What a server sends; asked for a part of it, it may send that part."""
+
+    def __init__(self, body: bytes, *, status: int = 200) -> None:
+        super().__init__(body)
+        self.status = status
+        self.headers = {"Content-Length": str(len(body))}
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +75,10 @@ def test_keys_and_commands():
         ("amazon", None, "expected a category"),
         ("amazon", "../etc", "expected a category"),
         ("ml-1m", "Video_Games", "no category"),
+        ("amazon-2018", None, "expected a category"),
+        ("deeprec:", None, "expected deeprec:DIR"),
+        ("csv:/", None, "expected csv:NAME"),
+        ("ids:x.txt", "Books", "no category"),
     ],
 )
 def test_names_of_no_data_set_are_refused(name, category, message):
@@ -121,16 +139,16 @@ def test_ml1m_is_fetched_and_kept(home, monkeypatch, caplog):
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, text in RAW_1M.items():
             archive.writestr(f"ml-1m/{name}", text)
-    monkeypatch.setattr(fetch.urllib.request, "urlopen", lambda url, timeout: io.BytesIO(buffer.getvalue()))
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", lambda request, timeout: Response(buffer.getvalue()))
     with caplog.at_level("INFO", logger="trm"):
         assert prepare_dataset(DatasetRef("ml-1m"), progress=False).catalog.num_items == 3
-    assert "fetching MovieLens-1M (6 MB)" in caplog.text
+    assert "fetching ml-1m (6 MB)" in caplog.text
     assert (home / "raw" / "ml-1m" / "ratings.dat").is_file()
 
 
 def test_an_archive_of_something_else_is_refused(home, monkeypatch):
-    monkeypatch.setattr(fetch.urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"<html>"))
-    with pytest.raises(DatasetNotPrepared, match="expected the archive of MovieLens-1M"):
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", lambda request, timeout: Response(b"<html>"))
+    with pytest.raises(DatasetNotPrepared, match="expected the archive of ml-1m"):
         prepare_dataset(DatasetRef("ml-1m"))
     assert not (home / "raw" / "ml-1m").exists()
 
@@ -153,3 +171,140 @@ def test_real_amazon_by_the_plain_path(monkeypatch):
     ref = DatasetRef("amazon", "Industrial_and_Scientific")
     assert prepare_dataset(ref, progress=False).name == ref.key
     assert load_prepared(ref).report["interactions_read"] == 22_743
+
+
+def test_data_of_ones_own_have_names_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("deeprec:data/Games", "recbole:ml 20", "ids:Games.txt", "csv:shop")
+    assert [DatasetRef(name).key for name in names] == ["deeprec-Games", "recbole-ml_20", "ids-Games", "csv-shop"]
+    assert DatasetRef("ids:Games.txt").path == tmp_path.resolve() / "Games.txt"
+    assert DatasetRef("csv:shop").prepare_command == "deeprec prepare csv:shop --interactions FILE --items FILE"
+    with pytest.raises(DatasetNotPrepared, match="no such file or folder"):
+        prepare_dataset(DatasetRef("recbole:nowhere"))
+    with pytest.raises(DatasetNotPrepared, match="prepare csv:shop --interactions"):
+        prepare_dataset(DatasetRef("csv:shop"))
+
+
+def test_another_folder_of_the_same_name_is_not_mistaken(tmp_path, caplog):
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "G.txt").write_text(f"{place} 1 2 3\n")
+    a, b = (DatasetRef(f"ids:{tmp_path / place / 'G.txt'}") for place in ("a", "b"))
+    assert a.key == b.key
+    assert prepare_dataset(a).interactions.user_ids == ("a",)
+    with pytest.raises(DatasetNotPrepared, match="was made from"):
+        load_prepared(b)
+    assert prepare_dataset(b).interactions.user_ids == ("b",)
+    assert "preparing ids-G again" in caplog.text
+
+
+def test_other_filters_prepare_again_and_none_takes_what_is_there(tmp_path):
+    (tmp_path / "G.txt").write_text("a 1 2 3\nb 1 2 3 1\n")
+    ref = DatasetRef(f"ids:{tmp_path / 'G.txt'}")
+    assert prepare_dataset(ref).interactions.num_users == 2
+    assert prepare_dataset(ref, filters=Filters(min_interactions=4)).interactions.num_users == 1
+    assert prepare_dataset(ref).interactions.num_users == load_prepared(ref).interactions.num_users == 1
+    assert prepare_dataset(ref, filters=Filters()).interactions.num_users == 2
+
+
+def test_data_from_when_repeats_were_dropped_are_made_again(tmp_path, caplog):
+    (tmp_path / "G.txt").write_text("a 1 2 3 1\n")
+    ref = DatasetRef(f"ids:{tmp_path / 'G.txt'}")
+    dataset = prepare_dataset(ref)
+    old = {"source": str(ref.path), "repeated_interactions_dropped": 7}
+    save_dataset(dataclasses.replace(dataset, report=old), prepared_folder(ref))
+    with pytest.raises(DatasetNotPrepared, match="which are kept now"):
+        load_prepared(ref)
+    prepare_dataset(ref)
+    assert load_prepared(ref).report["repeated_interactions_kept"] == 1
+
+
+def test_options_must_go_with_the_data_set(tmp_path):
+    with pytest.raises(ValueError, match="expected no filters with 'sample'"):
+        prepare_dataset(DatasetRef("sample"), filters=Filters())
+    with pytest.raises(ValueError, match="expected a data set csv:NAME"):
+        prepare_dataset(DatasetRef("ml-1m"), csv=CsvFiles(tmp_path, tmp_path))
+
+
+def test_csv_files_are_read_anew_when_they_are_named(tmp_path):
+    log, items = tmp_path / "log.csv", tmp_path / "items.csv"
+    log.write_text("user_id,item_id\nu,1\nu,2\nu,3\n")
+    items.write_text("item_id,title\n1,Tea\n2,Ice\n3,Milk\n")
+    ref = DatasetRef("csv:shop")
+    assert prepare_dataset(ref, csv=CsvFiles(log, items), progress=False).catalog.title(1) == "Tea"
+    items.write_text("item_id,title\n1,Coffee\n")
+    assert load_prepared(ref).catalog.title(1) == "Tea"
+    assert prepare_dataset(ref, csv=CsvFiles(log, items), progress=False).catalog.title(1) == "Coffee"
+
+
+def test_ml20m_is_read_from_csv(tmp_path, monkeypatch):
+    folder = tmp_path / "data" / "ml-20m"
+    folder.mkdir(parents=True)
+    (folder / "movies.csv").write_text(
+        'movieId,title,genres\n1,"Matrix, The (1999)",Action|Sci-Fi\n2,A (1990),(no genres listed)\n3,Pokémon,War\n'
+    )
+    rows = "".join(f"{user},{item},3.5,{1000 - item}\n" for user in (1, 2) for item in (1, 2, 3))
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + rows)
+    monkeypatch.setenv("DEEPREC_DATA", str(tmp_path / "data"))
+    dataset = prepare_dataset(DatasetRef("ml-20m"), progress=False)
+    assert [item.title for item in dataset.catalog] == ["The Matrix (1999)", "A (1990)", "Pokémon"]
+    assert [dict(item.attributes) for item in dataset.catalog] == [
+        {"genres": ("Action", "Sci-Fi"), "decade": ("1990s",)},
+        {"decade": ("1990s",)},
+        {"genres": ("War",)},
+    ]
+    assert dataset.interactions.history(0).tolist() == [3, 2, 1]
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,9,3.5,1\n")
+    with pytest.raises(DataFormatError, match=r"ratings\.csv:2: expected a film of the item file"):
+        prepare_dataset(DatasetRef("ml-20m"), filters=Filters(min_interactions=2), progress=False)
+
+
+def amazon_server(files, asked, *, cut=None):
+    def urlopen(request, timeout):
+        start = int((request.get_header("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        name = request.full_url.rsplit("/", 1)[-1]
+        asked.append((name, start))
+        if name not in files:
+            raise urllib.error.HTTPError(request.full_url, 404, "not found", None, None)
+        response = Response(files[name][start:], status=206 if start else 200)
+        if name == cut:
+            return Broken(response)
+        return response
+
+    return urlopen
+
+
+class Broken:
+    """A connection that breaks after ten bytes."""
+
+    def __init__(self, response):
+        self.status, self.headers, self._pieces = response.status, response.headers, [response.read(10)]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def read(self, size):
+        if not self._pieces:
+            raise ConnectionResetError("broken")
+        return self._pieces.pop()
+
+
+def test_amazon_is_fetched_and_a_broken_download_goes_on(home, monkeypatch):
+    rows = [{"user_id": "u", "parent_asin": f"A{i}", "timestamp": i} for i in range(5)]
+    files = {
+        "Toys.jsonl.gz": gzip.compress("\n".join(map(json.dumps, rows)).encode()),
+        "meta_Toys.jsonl.gz": gzip.compress(b'{"parent_asin": "A1", "title": "Ball"}\n'),
+    }
+    ref, asked = DatasetRef("amazon", "Toys"), []
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", amazon_server(files, asked, cut="meta_Toys.jsonl.gz"))
+    with pytest.raises(DatasetNotPrepared, match=r"could not fetch .*broken; the same command goes on"):
+        prepare_dataset(ref, progress=False)
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", amazon_server(files, asked))
+    assert prepare_dataset(ref, progress=False).catalog.find("Ball") == (1,)
+    assert asked == [("Toys.jsonl.gz", 0), ("meta_Toys.jsonl.gz", 0), ("meta_Toys.jsonl.gz", 10)]
+    assert (home / "raw" / "amazon" / "meta_Toys.jsonl.gz").read_bytes() == files["meta_Toys.jsonl.gz"]
+    with pytest.raises(DatasetNotPrepared, match=r"could not fetch .*404"):
+        prepare_dataset(DatasetRef("amazon-2018", "Toys"), progress=False)

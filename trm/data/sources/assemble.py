@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,34 +84,83 @@ class Events:
 
     def num_users(self) -> int:
         """Return how many users have an event."""
-        return int(np.unique(self.users).size)
+        return int(np.count_nonzero(np.bincount(self.users)))
+
+    def num_items(self) -> int:
+        """Return how many items have an event."""
+        return int(np.count_nonzero(np.bincount(self.items)))
 
 
-def filter_events(log: EventLog, *, min_interactions: int, k_core: int, report: Report) -> Events:
-    """Return the events that a data set is made of, chronological within a user; counts into report what went.
+@dataclass(frozen=True, kw_only=True)
+class Filters:
+    """Which of the interactions of a source stay."""
 
-    In this order: users with fewer than min_interactions events as found go; of several events of one user with one
-    item the first stays (a target must not stand in its own history); with k_core > 0 users and items with fewer than
-    k_core events go, until none is left; users that no split could use go.
+    min_interactions: int = 1
+    """Users with fewer interactions, as found in the source, go."""
+    k_core: int = 0
+    """If not 0: users and items with fewer interactions than this go, until none is left."""
+    drop_repeats: bool = False
+    """Whether only the first of several interactions of one user with one item stays; else a target may be an item that
+    its history holds already."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: if one is negative.
+        """
+        if self.min_interactions < 0 or self.k_core < 0:
+            raise ValueError(f"expected min_interactions and k_core of at least 0, got {self}")
+
+    def __str__(self) -> str:
+        repeats = "dropped" if self.drop_repeats else "kept"
+        return f"at least {self.min_interactions} interactions a user, {self.k_core}-core, repeats {repeats}"
+
+
+NO_FILTERS = Filters()
+
+
+def filter_events(log: EventLog, *, filters: Filters, report: Report) -> Events:
+    """Return the events that a data set is made of, chronological within a user; counts into report what went and why.
+
+    In this order: users below min_interactions, repeats, the k-core, users that no split could use. A k-core that drops
+    over half of the interactions, users or items is warned of.
     """
     events = log.chronological()
-    report["interactions_read"] = len(events)
+    report |= {"filters": str(filters), "interactions_read": len(events)}
 
-    kept = events.where(events.user_counts() >= min_interactions)
+    kept = events.where(events.user_counts() >= filters.min_interactions)
     report["users_below_min_interactions"] = events.num_users() - kept.num_users()
     report["interactions_of_users_below_min"] = len(events) - len(kept)
 
-    events = kept.where(_first_of_pair(kept))
+    first = _first_of_pair(kept)
+    report["duplicated_rows"] = len(kept) - _num_distinct(kept)
+    events = kept.where(first) if filters.drop_repeats else kept
     report["repeated_interactions_dropped"] = len(kept) - len(events)
+    report["repeated_interactions_kept"] = 0 if filters.drop_repeats else int((~first).sum())
 
-    kept = _core(events, k_core) if k_core > 0 else events
+    kept = _core(events, filters.k_core) if filters.k_core > 0 else events
     report["users_outside_core"] = events.num_users() - kept.num_users()
+    report["items_outside_core"] = events.num_items() - kept.num_items()
     report["interactions_outside_core"] = len(events) - len(kept)
+    if filters.k_core > 0:
+        _warn_of_core(events, kept, k_core=filters.k_core)
 
     events = kept.where(kept.user_counts() >= MIN_INTERACTIONS)
     report["users_with_too_few_items"] = kept.num_users() - events.num_users()
     report["interactions_of_users_with_too_few_items"] = len(kept) - len(events)
     return events
+
+
+def _warn_of_core(before: Events, after: Events, *, k_core: int) -> None:
+    counts = (
+        ("users", before.num_users(), after.num_users()),
+        ("items", before.num_items(), after.num_items()),
+        ("interactions", len(before), len(after)),
+    )
+    lost = [f"{had - has:,} of {had:,} {what}" for what, had, has in counts if 2 * has < had]
+    if lost:
+        logger.warning("the %d-core drops over half: %s; a smaller k, or none, keeps them", k_core, ", ".join(lost))
 
 
 def count(report: Report, entry: str) -> None:
@@ -176,11 +225,18 @@ def assemble_dataset(
     return Dataset(name=name, catalog=catalog, interactions=interactions, report=dict(report))
 
 
+def render_report(report: Mapping[str, int | str]) -> str:
+    """Return the account, a line an entry; counts of nothing are left out."""
+    shown = {entry.replace("_", " "): value for entry, value in report.items() if value != 0}
+    width = max(map(len, shown), default=0)
+    return "\n".join(
+        f"{entry:<{width}}  {f'{value:,}' if isinstance(value, int) else value}" for entry, value in shown.items()
+    )
+
+
 def log_report(name: str, report: Report) -> None:
-    """Log the account of a data set, a line an entry; counts of nothing are left out."""
-    for entry, value in report.items():
-        if value != 0:
-            logger.info("%s: %s: %s", name, entry.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
+    """Log the account of a data set."""
+    logger.info("%s:\n%s", name, render_report(report))
 
 
 def _first_of_pair(events: Events) -> NDArray[np.bool_]:
@@ -190,6 +246,15 @@ def _first_of_pair(events: Events) -> NDArray[np.bool_]:
     mask = np.zeros(len(events), dtype=np.bool_)
     mask[first] = True
     return mask
+
+
+def _num_distinct(events: Events) -> int:
+    """Return how many events differ in user, item or time."""
+    if len(events) == 0:
+        return 0
+    order = np.lexsort((events.items, events.timestamps, events.users))
+    columns = (column[order] for column in (events.users, events.timestamps, events.items))
+    return 1 + int(np.logical_or.reduce([np.diff(column) != 0 for column in columns]).sum())
 
 
 def _core(events: Events, k_core: int) -> Events:

