@@ -106,7 +106,7 @@ class PreferenceMenu(_NumericWrapper, gym.utils.RecordConstructorArgs):
     what the last search found), `progress` (shares of turns used, of the largest pool, of new ones among the last
     candidates, of the ranking's best that were found), and by phrase `asked` (1 if it was asked for), `liked` and
     `lately` (the share of the history, and of its last 10, with the phrase) and `missing` (the same share of the
-    ranking's best that no search has found).
+    ranking's best that no search has found), and by action `allowed` (1 where `action_masks` has True).
     """
 
     def __init__(

@@ -19,7 +19,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.base import AgentError
-from agents.sb3.config import CHECKPOINT_FOLDER, POLICY_FILE, RunCard, TrainConfig
+from agents.sb3.config import ALGORITHMS, CHECKPOINT_FOLDER, POLICY_FILE, Algorithm, RunCard, TrainConfig
+from agents.sb3.policies import MaskedActorCritic, MaskedDQNPolicy
 from deeprec_env.numeric_views.base import NumericView
 from trm.data.storage import written_folder
 
@@ -35,7 +36,9 @@ def build_model(config: TrainConfig, env: VecEnv) -> BaseAlgorithm:
     cls = getattr(stable_baselines3, config.rules.class_name)
     settings = {**config.rules.settings, **config.settings}
     try:
-        model: BaseAlgorithm = cls("MultiInputPolicy", env, seed=config.seed, device="cpu", **settings)
+        model: BaseAlgorithm = cls(
+            _policy_class(config.rules, config.view_name), env, seed=config.seed, device="cpu", **settings
+        )
     except TypeError as error:
         raise ValueError(f"expected settings of {config.rules.class_name}, got {settings}: {error}") from error
     return model
@@ -94,10 +97,8 @@ def load_policy(folder: Path, card: RunCard, view: NumericView) -> BasePolicy:
         AgentError: if there is none, or it does not fit the view.
     """
     path = folder / CHECKPOINT_FOLDER / POLICY_FILE
-    settings = {**card.training["settings"]}
-    rules = getattr(stable_baselines3, _class_name(card))
-    policy_class = rules.policy_aliases["MultiInputPolicy"]
-    options: dict[str, Any] = dict(settings.get("policy_kwargs") or {})
+    policy_class = _policy_class(ALGORITHMS[card.algorithm], card.view)
+    options: dict[str, Any] = dict(card.training["settings"].get("policy_kwargs") or {})
     try:
         policy: BasePolicy = policy_class(view.observation_space, view.action_space, lambda _: 0.0, **options)
         policy.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
@@ -110,7 +111,9 @@ def load_policy(folder: Path, card: RunCard, view: NumericView) -> BasePolicy:
     return policy
 
 
-def _class_name(card: RunCard) -> str:
-    from agents.sb3.config import ALGORITHMS
-
-    return ALGORITHMS[card.algorithm].class_name
+def _policy_class(rules: Algorithm, view: str) -> type[BasePolicy]:
+    masked: dict[str, type[BasePolicy]] = {"PPO": MaskedActorCritic, "DQN": MaskedDQNPolicy}
+    if view == "menu":
+        return masked[rules.class_name]
+    policy_class: type[BasePolicy] = getattr(stable_baselines3, rules.class_name).policy_aliases["MultiInputPolicy"]
+    return policy_class

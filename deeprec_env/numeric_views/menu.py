@@ -54,7 +54,8 @@ class MenuView(NumericView):
         share = Box(0.0, 1.0, (len(self.phrases),), np.float32)
         self.action_space = Discrete(len(self.phrases) + 1)
         shares = dict.fromkeys(("asked", "liked", "lately", "missing"), share)
-        self.observation_space = Dict({**self._common_spaces(), **shares})
+        allowed = Box(0.0, 1.0, (len(self.phrases) + 1,), np.float32)
+        self.observation_space = Dict({**self._common_spaces(), **shares, "allowed": allowed})
 
     def observe(self, episodes: Sequence[SeenEpisode]) -> NumericObs:
         """Return fresh arrays, the N observations one a row."""
@@ -66,6 +67,7 @@ class MenuView(NumericView):
             "liked": np.stack([self._share(history) for history in histories]),
             "lately": np.stack([self._share(history[-RECENT:]) for history in histories]),
             "missing": np.stack([self._share(item_ids) for item_ids in missing]),
+            "allowed": np.stack([self.masks(episode) for episode in episodes]).astype(np.float32),
         }
 
     def check(self, action: Any) -> None:

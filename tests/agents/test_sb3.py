@@ -19,6 +19,7 @@ from agents.cli.common import game_for  # noqa: E402
 from agents.play import play  # noqa: E402
 from agents.registry import make_agent  # noqa: E402
 from agents.sb3 import trainer  # noqa: E402
+from agents.sb3.checkpoint import build_model  # noqa: E402
 from agents.sb3.config import ALGORITHMS, RunCard, TrainConfig  # noqa: E402
 from agents.sb3.trainer import train  # noqa: E402
 from agents.sb3.vec_env import ViewVecEnv  # noqa: E402
@@ -169,16 +170,48 @@ def test_a_run_can_be_made_longer_but_not_another(game: Game, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_ppo_learns_to_end_well(game: Game, tmp_path: Path) -> None:
-    """A random policy is malformed in two of three episodes; the reward of any well-formed one is above 0."""
+    """At first an episode of the vector view ends after two steps, half of the time before any search."""
     settings = {"n_steps": 16, "batch_size": 128, "learning_rate": 2e-3}
-    options = {"num_phrases": 4}
-    config = _config(steps=16_384, num_envs=64, checkpoint_every=16_384, settings=settings, view_options=options)
+    options = {"num_components": 2}
+    changes = {"num_envs": 64, "checkpoint_every": 16_384, "settings": settings, "view_options": options}
+    config = _config(steps=16_384, view="vector", **changes)
     train(config, game, tmp_path)
     agent = make_agent(f"sb3_ppo:{tmp_path}")
     episodes = play(game_for(game, agent), agent, range(game.world.splits.num_users), split="test")
     assert np.mean([episode.well_formed for episode in episodes]) > 0.95
     rewards = [reward for _, reward in _rewards(tmp_path) if reward is not None]
     assert rewards[-1] > rewards[0] + 0.3
+
+
+def test_masked_policies_choose_among_what_is_allowed(game: Game) -> None:
+    view = MenuView(game, num_phrases=8)
+    episodes = [view.game.start(user, "valid") for user in range(64)]
+    for algorithm in ("sb3_ppo", "sb3_dqn"):
+        model = build_model(_config(algorithm), ViewVecEnv(view, 4, split="valid"))
+        played = [view.game.start(episode.user_index, "valid") for episode in episodes]
+        for num_asked in range(5):
+            observed = view.observe(played)
+            masks = np.array([view.masks(episode) for episode in played])
+            assert masks.sum(axis=1).tolist() == [8 - num_asked + (num_asked > 0)] * 64
+            actions, _ = model.predict(observed, deterministic=algorithm == "sb3_dqn")
+            assert masks[np.arange(64), actions].all()
+            searches = np.where(actions == 8, masks[:, :8].argmax(axis=1), actions)
+            view.game.step(played, view.texts(played, searches))
+
+
+def test_masking_leaves_the_odds_of_the_rest(game: Game) -> None:
+    view = MenuView(game, num_phrases=8)
+    policy: Any = build_model(_config(), ViewVecEnv(view, 4, split="valid")).policy
+    observed, _ = policy.obs_to_tensor(view.observe([view.game.start(0, "valid")]))
+    latent, _ = policy.mlp_extractor(policy.extract_features(observed))
+    logits = policy.action_net(latent)[0, :8]
+    distribution = policy.get_distribution(observed).distribution
+    assert torch.allclose(distribution.probs[0, :8], torch.softmax(logits, dim=0))
+    assert distribution.probs[0, 8] == 0.0
+    values, log_probs, entropy = policy.evaluate_actions(observed, torch.tensor([3]))
+    assert log_probs.item() == pytest.approx(torch.log_softmax(logits, dim=0)[3].item(), abs=1e-5)
+    assert entropy.item() == pytest.approx(-(logits.softmax(0) * logits.log_softmax(0)).sum().item(), abs=1e-5)
+    assert values.item() == policy.predict_values(observed).item()
 
 
 def test_mistakes(game: Game, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
