@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -29,6 +29,10 @@ FORMAT = 1
 """The version of the row files; files of another are not read."""
 
 
+PlayedTurn = tuple[str, tuple[int, ...]]
+"""An action and the candidates that it got, best first."""
+
+
 @dataclass(frozen=True, slots=True)
 class UserRow:
     """How one user's episode went."""
@@ -44,6 +48,9 @@ class UserRow:
     """Whether the target is among all candidates seen."""
     reward: float
     seconds: float
+    turns: tuple[PlayedTurn, ...] = ()
+    """The actions, each with what its search returned: enough to play the episode again without agent and recommender.
+    Rows of older files have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +78,14 @@ class Header:
     """The rules, as text."""
     order: int = 0
     """The agent's place in tables: first evaluated, first shown."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The rules again, as `build_game_config` takes them; none in older files."""
 
     @property
     def key(self) -> str:
         """A file name: the agent's name for people, a digest of everything for certainty."""
         content = {**dataclasses.asdict(self), "order": 0, "format": FORMAT}
+        del content["options"]  # `game` says the same
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         slug = re.sub(r"[^a-z0-9]+", "-", self.agent.casefold()).strip("-") or "agent"
         return f"{slug}-{digest}"
@@ -223,7 +233,7 @@ def load_results(out: Path) -> list[AgentResult]:
     """
     newest: dict[tuple[str, ...], AgentResult] = {}
     for path in sorted(_rows_folder(out).glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
-        header, rows = _read(path)
+        header, rows = read_rows(path)
         if header is not None and rows:
             question = (header.agent, header.dataset, header.split, header.game)
             newest[question] = AgentResult(header, tuple(rows.values()))
@@ -246,6 +256,7 @@ def _row(played: PlayedEpisode) -> UserRow:
         in_pool=episode.target_in_pool,
         reward=episode.reward,
         seconds=played.seconds,
+        turns=tuple((turn.action, turn.candidate_ids) for turn in episode.turns),
     )
 
 
@@ -265,6 +276,7 @@ def build_header(game: Game, agent: Agent, *, split: str, seed: int) -> Header:
         split=split,
         seed=seed,
         game=repr(game.config),
+        options=dataclasses.asdict(game.config),
     )
 
 
@@ -272,8 +284,8 @@ def _rows_folder(out: Path) -> Path:
     return out / "rows"
 
 
-def _read(path: Path) -> tuple[Header | None, dict[int, UserRow]]:
-    """Return header and rows of a file; whatever is cut short, or of another format, is left out."""
+def read_rows(path: Path) -> tuple[Header | None, dict[int, UserRow]]:
+    """Return header and rows of a file of `evaluate`; whatever is cut short, or of another format, is left out."""
     header: Header | None = None
     rows: dict[int, UserRow] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
@@ -284,9 +296,10 @@ def _read(path: Path) -> tuple[Header | None, dict[int, UserRow]]:
                     return None, {}
                 header = Header(**record)
             else:
-                row = UserRow(**record)
+                turns = tuple((action, tuple(ids)) for action, ids in record.pop("turns", ()))
+                row = UserRow(**record, turns=turns)
                 rows[row.user_index] = row
-        except (json.JSONDecodeError, TypeError):
+        except (json.JSONDecodeError, TypeError, ValueError):
             logger.warning("%s: line %d is not a row and is left out", path, number + 1)
             if header is None:
                 return None, {}
@@ -306,10 +319,11 @@ class _RowStore:
         if self._path is None:
             return self
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        orders = [found.order for path in self._path.parent.glob("*.jsonl") if (found := _read(path)[0]) is not None]
+        headers = [read_rows(path)[0] for path in self._path.parent.glob("*.jsonl")]
+        orders = [found.order for found in headers if found is not None]
         self.header = dataclasses.replace(self.header, order=max(orders, default=-1) + 1)
         if self._path.exists():
-            found, self.rows = _read(self._path)
+            found, self.rows = read_rows(self._path)
             self.header = found or self.header
         draft = self._path.with_suffix(f".{os.getpid()}.tmp")
         first = json.dumps({"format": FORMAT, **dataclasses.asdict(self.header)}, ensure_ascii=False)

@@ -15,6 +15,7 @@ from agents.cli.data import ExportDeepRec, Prepare, TrainTRM
 from agents.cli.evaluate import Agents, Evaluate, Report
 from agents.cli.generate import Generate
 from agents.cli.play import Play
+from agents.cli.rewards import Rewards
 from agents.cli.serve import Serve
 from agents.cli.train import Train
 
@@ -26,6 +27,7 @@ Command = (
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Play, subcommand("play")]
+    | Annotated[Rewards, subcommand("rewards")]
     | Annotated[Serve, subcommand("serve")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Agents, subcommand("agents")]

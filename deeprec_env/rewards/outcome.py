@@ -183,14 +183,17 @@ def mean_similarity(outcome: Outcome, target: int, *, text_vectors: FloatArray, 
     Unknown, duplicate and never-retrieved titles count 0 and keep their weight in the mean; so does a dissimilar item,
     for a negative likeness would make an invented title the better choice.
     """
+    values = likeness_by_place(outcome, target, text_vectors=text_vectors, id_vectors=id_vectors)
+    weights = place_weights(outcome.top_k)
+    return sum([weight * value for weight, value in zip(weights, values)]) / sum(weights)
+
+
+def likeness_by_place(
+    outcome: Outcome, target: int, *, text_vectors: FloatArray, id_vectors: FloatArray
+) -> list[float]:
+    """Return what each place of the ranking counts in `mean_similarity`, in [0, 1]."""
     earning = outcome.earning_ids
     if not earning:
-        return 0.0
-    flat = likeness([ids[0] for ids in earning], target, text_vectors=text_vectors, id_vectors=id_vectors).tolist()
-    total, weights = 0.0, place_weights(outcome.top_k)
-    for weight, ids, value in zip(weights, earning, flat):
-        if target in ids:
-            total += weight
-        elif value > 0.0:
-            total += weight * (value if value < 1.0 else 1.0)
-    return total / sum(weights)
+        return []
+    values = likeness([ids[0] for ids in earning], target, text_vectors=text_vectors, id_vectors=id_vectors).tolist()
+    return [1.0 if target in ids else min(1.0, max(0.0, value)) for ids, value in zip(earning, values)]

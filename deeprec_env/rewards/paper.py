@@ -28,6 +28,16 @@ _ECHOES = (
     "[purchased item",
     " to recommend]\n",
 )
+_COUNTED = (
+    PREFERENCE_BEGIN,
+    PREFERENCE_END,
+    ITEM_LIST_BEGIN,
+    ITEM_LIST_BEGIN + "\n",
+    ITEM_LIST_BEGIN + "\n1.",
+    ITEM_LIST_END,
+    ITEM_LIST_END + "\n",
+)
+"""What a well-formed response holds equally often."""
 _INNER_NAMES = tuple(tag.strip("<|>") for tag in (PREFERENCE_BEGIN, PREFERENCE_END, ITEM_LIST_BEGIN, ITEM_LIST_END))
 _ITEM_BLOCK = re.compile(re.escape(ITEM_LIST_BEGIN) + ".*?" + re.escape(ITEM_LIST_END), re.DOTALL)
 _CJK = re.compile(r"[\u4e00-\u9fff]")
@@ -44,39 +54,42 @@ def ranking_of(response: str) -> list[str]:
     return rest.partition(RECOMMENDATION_END)[0].strip().split("\n") if begin else []
 
 
+def format_problem(response: str, n_calls: int, *, top_k: int) -> str | None:
+    """Return the first of the published rules that a response breaks, in words; None if it is well-formed."""
+    counts = [response.count(text) for text in _COUNTED]
+    lines = ranking_of(response)
+    answer = response.partition(THINK_END)[2]
+    after_last_list = response.rpartition(ITEM_LIST_END)[2]
+    rules = (
+        (len(set(counts)) == 1, "the preference and item-list tags are not equally many"),
+        (n_calls >= 1, "there is no retrieval"),
+        (re.search("[Aa]ssistant", response) is None, 'it says "assistant"'),
+        (not any(echo in response for echo in _ECHOES), "it echoes the template"),
+        (THINK_BEGIN not in response, "thinking is opened again"),
+        (response.count(THINK_END) == 1, "thinking is not closed exactly once"),
+        (
+            all(response.count(tag) == answer.count(tag) == 1 for tag in (RECOMMENDATION_BEGIN, RECOMMENDATION_END)),
+            "there is not exactly one ranking after the thinking",
+        ),
+        (bool(after_last_list.partition(THINK_END)[0].strip()), "there is no reasoning before the thinking ends"),
+        (len(lines) == top_k, f"the ranking has {len(lines)} lines instead of {top_k}"),
+        (not any(name in line for name in _INNER_NAMES for line in lines), "the ranking holds a tag's name"),
+        (_CJK.search(_ITEM_BLOCK.sub("", response)) is None, "it holds Chinese characters"),
+    )
+    return next((problem for holds, problem in rules if not holds), None)
+
+
 def format_holds(response: str, n_calls: int, *, top_k: int) -> bool:
     """Return whether a response is well-formed by the published rules."""
-    counts = {
-        response.count(text)
-        for text in (
-            PREFERENCE_BEGIN,
-            PREFERENCE_END,
-            ITEM_LIST_BEGIN,
-            ITEM_LIST_BEGIN + "\n",
-            ITEM_LIST_BEGIN + "\n1.",
-            ITEM_LIST_END,
-            ITEM_LIST_END + "\n",
-        )
-    }
-    if len(counts) != 1 or n_calls < 1:
-        return False
-    if "Assistant" in response or "assistant" in response or any(echo in response for echo in _ECHOES):
-        return False
-    if THINK_BEGIN in response or response.count(THINK_END) != 1:
-        return False
-    answer = response.partition(THINK_END)[2]
-    if any(response.count(tag) != 1 or answer.count(tag) != 1 for tag in (RECOMMENDATION_BEGIN, RECOMMENDATION_END)):
-        return False
-    after_last_list = response.rpartition(ITEM_LIST_END)[2]
-    if not after_last_list.partition(THINK_END)[0].strip():
-        return False
-    lines = ranking_of(response)
-    if len(lines) != top_k or any(name in line for name in _INNER_NAMES for line in lines):
-        return False
-    return not _CJK.search(_ITEM_BLOCK.sub("", response))
+    return format_problem(response, n_calls, top_k=top_k) is None
 
 
-def _title_of(line: str) -> str:
+def hit_place(titles: Sequence[str], target_title: str, *, top_k: int) -> int:
+    """Return the first place, from 1, whose title contains the target's; 0 without one."""
+    return next((place for place, title in enumerate(titles[:top_k], start=1) if target_title in title), 0)
+
+
+def title_of(line: str) -> str:
     """Return what follows the first ". ", or the whole line."""
     head, dot, tail = line.partition(". ")
     return tail.strip() if dot else head.strip()
@@ -119,9 +132,8 @@ def score_paper_response(
             [preference_vectors[p] for p in preferences_of(text)]
         )
     elif holds:
-        titles = [_title_of(line) for line in ranking_of(text)]
-        hit = next((place for place, title in enumerate(titles[:top_k], start=1) if target_title in title), 0)
-        scores["outcome"] = hit_reward(hit, config)
+        titles = [title_of(line) for line in ranking_of(text)]
+        scores["outcome"] = hit_reward(hit_place(titles, target_title, top_k=top_k), config)
         rows = [row_by_title.get(title.lower(), PAD) for title in titles]
         scores["similarity"] = _similarity(rows, row_by_title.get(target_title.lower(), PAD), text_vectors, id_vectors)
         scores["similarity"] *= config.similarity_weight
