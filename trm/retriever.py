@@ -1,14 +1,15 @@
-"""The in-process Retriever: one matrix product a call, histories and preferences encoded once."""
+"""The in-process Retriever: one search a call, histories and preferences encoded once."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
-from trm.data.catalog import PAD
 from trm.frozen import FrozenTRM
+from trm.index import IndexKind, VectorIndex, build_index, hide
 from trm.types import Candidates, FloatArray, IntArray, RetrievalQuery, TextEncoder
 
 _MARGIN = 8
@@ -16,10 +17,24 @@ _MARGIN = 8
 
 
 class TRMRetriever:
-    """Answers queries from a frozen TRM by exact search; equal scores are ordered by item id."""
+    """Answers queries from a frozen TRM; equal scores are ordered by item id."""
 
-    def __init__(self, frozen: FrozenTRM, encoder: TextEncoder, *, max_cached_histories: int = 50_000) -> None:
+    def __init__(
+        self,
+        frozen: FrozenTRM,
+        encoder: TextEncoder,
+        *,
+        index: IndexKind | None = None,
+        max_cached_histories: int = 50_000,
+    ) -> None:
         """Join a model and the text encoder that it was trained with.
+
+        Args:
+            frozen: the model.
+            encoder: of the preferences.
+            index: how items are searched; exactly, or approximately in a large catalogue, if not given. It is built
+                when it is first asked.
+            max_cached_histories: how many encoded histories are kept.
 
         Raises:
             ValueError: if the encoder is another than the model's.
@@ -31,12 +46,16 @@ class TRMRetriever:
             )
         self.frozen = frozen
         self.encoder = encoder
-        self._items_DN = np.ascontiguousarray(frozen.item_vectors.T)
-        self._items_ND = frozen.item_vectors.astype(np.float64)
+        self._index_kind = index
         self._max_cached_histories = max_cached_histories
         self.num_encoded_histories = 0
         """How many histories went through the model; all others came from the cache."""
         self._state_by_history: OrderedDict[tuple[int, ...], FloatArray] = OrderedDict()
+
+    @cached_property
+    def index(self) -> VectorIndex:
+        """What the items are searched in."""
+        return build_index(self.frozen.item_vectors, kind=self._index_kind)
 
     def retrieve(self, queries: Sequence[RetrievalQuery]) -> list[Candidates]:
         """Return one Candidates a query, in the order of the queries; fewer than k where the catalogue ends.
@@ -50,12 +69,11 @@ class TRMRetriever:
         if min(query.k for query in queries) < 1:
             raise ValueError(f"expected k of at least 1, got {min(query.k for query in queries)}")
         queries_BD = self.query_vectors(queries)
-        scores_BN = queries_BD @ self._items_DN
-        self._mask(scores_BN, queries)
-        ids_BK = _top(scores_BN, min(largest_k + _MARGIN, scores_BN.shape[1]))
-        masked_BK = np.isneginf(np.take_along_axis(scores_BN, ids_BK, axis=1))
-        exact_BK = np.einsum("bd,bkd->bk", queries_BD.astype(np.float64), self._items_ND[ids_BK])
-        exact_BK[masked_BK] = -np.inf
+        excluded = [query.history if query.exclude_history else () for query in queries]
+        ids_BK, scores_BK = self.index.search(queries_BD, largest_k + _MARGIN, excluded=excluded)
+        items_BKD = self.frozen.item_vectors[ids_BK].astype(np.float64)
+        exact_BK = np.matmul(items_BKD, queries_BD.astype(np.float64)[:, :, None])[:, :, 0]
+        exact_BK[np.isneginf(scores_BK)] = -np.inf
         order_BK = np.lexsort((ids_BK, -exact_BK), axis=1)[:, :largest_k]
         ids_BK = np.take_along_axis(ids_BK, order_BK, axis=1)
         exact_BK = np.take_along_axis(exact_BK, order_BK, axis=1)
@@ -75,8 +93,8 @@ class TRMRetriever:
             raise ValueError(f"expected a target for each of {len(queries)} queries, got {len(targets)}")
         if not queries:
             return np.zeros(0, dtype=np.int64)
-        scores_BN = self.query_vectors(queries) @ self._items_DN
-        self._mask(scores_BN, queries)
+        scores_BN = self.query_vectors(queries) @ self.frozen.item_vectors.T
+        hide(scores_BN, [query.history if query.exclude_history else () for query in queries])
         return ranks_of(scores_BN, np.asarray(targets, dtype=np.int64))
 
     def query_vectors(self, queries: Sequence[RetrievalQuery]) -> FloatArray:
@@ -98,13 +116,6 @@ class TRMRetriever:
             cache.popitem(last=False)
         return states
 
-    def _mask(self, scores_BN: FloatArray, queries: Sequence[RetrievalQuery]) -> None:
-        """Set PAD, and the history where it is excluded, to -inf in place."""
-        scores_BN[:, PAD] = -np.inf
-        histories = [query.history if query.exclude_history else () for query in queries]
-        columns = np.array([item_id for history in histories for item_id in history], dtype=np.int64)
-        scores_BN[np.repeat(np.arange(len(queries)), [len(history) for history in histories]), columns] = -np.inf
-
 
 def ranks_of(scores_BN: FloatArray, targets_B: IntArray) -> IntArray:
     """Return the rank from 1 of each row's target column; equal scores by id, 0 where the target is -inf."""
@@ -113,11 +124,3 @@ def ranks_of(scores_BN: FloatArray, targets_B: IntArray) -> IntArray:
     columns = np.arange(scores_BN.shape[1])
     tied_before = ((scores_BN == target_B1) & (columns < targets_B[:, None])).sum(axis=1)
     return np.where(np.isneginf(target_B1[:, 0]), 0, 1 + better + tied_before)
-
-
-def _top(scores_BN: FloatArray, count: int) -> IntArray:
-    """Return the column ids of the count best of each row, in no order."""
-    num_items = scores_BN.shape[1]
-    if count >= num_items:
-        return np.broadcast_to(np.arange(num_items), scores_BN.shape)
-    return np.argpartition(scores_BN, num_items - count, axis=1)[:, num_items - count :]

@@ -1,0 +1,228 @@
+"""The best items by inner product: exact in numpy, or by faiss, behind one function. THE place of faiss.
+
+Shapes: B queries, D width, N items (0 is padding), K answers, E excluded ids of a query.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+
+from trm.errors import TRMError
+from trm.types import FloatArray, IntArray
+
+IndexKind = Literal["exact", "flat", "ivf", "hnsw"]
+"""Exact in numpy; faiss: exact, inverted lists (the default approximate index), a graph of neighbours."""
+
+APPROXIMATE_FROM = 200_000
+"""Items from which the default is approximate."""
+RECALL = 0.99
+"""Share of the exact best 20 that an approximate index is tuned to find."""
+
+_ROWS_AT_ONCE = 64
+"""Queries scored at once: their scores stay in the processor's cache until the best are found."""
+_TUNED_ON = 256
+_TUNED_AT = 20
+_NOISE = 0.5
+_TRAINED_ON = 64
+"""Vectors a list that the k-means of inverted lists sees."""
+_HNSW_NEIGHBOURS = 32
+_HNSW_CONSTRUCTION = 80
+
+logger = logging.getLogger(__name__)
+
+
+class VectorIndex(Protocol):
+    """Item vectors that can be searched."""
+
+    def search(
+        self, queries_BD: FloatArray, count: int, *, excluded: Sequence[Sequence[int]]
+    ) -> tuple[IntArray, FloatArray]:
+        """Return the ids [B, K] and scores [B, K] of the best items of each query, in no order, K <= count.
+
+        Padding and the excluded items are not among them; where too few are left the score is -inf.
+
+        Args:
+            queries_BD: float32 [B, D].
+            count: how many are wanted.
+            excluded: for each query, ids in 1..N.
+        """
+        ...
+
+
+def build_index(vectors_ND: FloatArray, *, kind: IndexKind | None = None) -> VectorIndex:
+    """Return an index over item vectors.
+
+    Args:
+        vectors_ND: float32 [N + 1, D], row 0 is padding. Not copied by "exact".
+        kind: `default_kind` of the number of items, if not given.
+
+    Raises:
+        ValueError: if there is no such kind.
+        TRMError: if faiss is wanted and not installed.
+    """
+    kind = kind or default_kind(len(vectors_ND) - 1)
+    if kind not in get_args(IndexKind):
+        raise ValueError(f"expected an index of {get_args(IndexKind)}, got {kind!r}")
+    return ExactIndex(vectors_ND) if kind == "exact" else FaissIndex(vectors_ND, kind=kind)
+
+
+def default_kind(num_items: int) -> IndexKind:
+    """Return "exact", or "ivf" from APPROXIMATE_FROM items on, where faiss is installed."""
+    if num_items < APPROXIMATE_FROM:
+        return "exact"
+    if importlib.util.find_spec("faiss") is None:
+        logger.warning("%d items are searched exactly, as faiss is missing; pip install deeprec-env[faiss]", num_items)
+        return "exact"
+    return "ivf"
+
+
+class ExactIndex:
+    """One matrix product and a search for the best in two steps."""
+
+    def __init__(self, vectors_ND: FloatArray) -> None:
+        self._vectors_ND = vectors_ND
+
+    def search(
+        self, queries_BD: FloatArray, count: int, *, excluded: Sequence[Sequence[int]]
+    ) -> tuple[IntArray, FloatArray]:
+        """See VectorIndex."""
+        ids, scores = [], []
+        for start in range(0, len(queries_BD), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            scores_BN = queries_BD[rows] @ self._vectors_ND.T
+            hide(scores_BN, excluded[rows])
+            ids_BK, scores_BK = best_columns(scores_BN, min(count, scores_BN.shape[1]))
+            ids.append(ids_BK)
+            scores.append(scores_BK)
+        return np.concatenate(ids), np.concatenate(scores)
+
+
+class FaissIndex:
+    """Vectors in a faiss index, on the GPU where faiss finds one; an approximate one is tuned to RECALL when built."""
+
+    def __init__(self, vectors_ND: FloatArray, *, kind: IndexKind) -> None:
+        """Build the index; at a million items the inverted lists take about a minute, the graph several.
+
+        Raises:
+            TRMError: if faiss is not installed.
+        """
+        try:
+            import faiss
+        except ImportError as error:
+            raise TRMError(f"expected faiss for {kind!r}, got {error}; run: pip install deeprec-env[faiss]") from error
+        self._faiss = faiss
+        self._vectors_ND = vectors_ND
+        self.kind = kind
+        items_ND = np.ascontiguousarray(vectors_ND[1:], dtype=np.float32)
+        num_items, dim = items_ND.shape
+        if kind == "flat":
+            index: Any = faiss.IndexFlatIP(dim)
+        elif kind == "hnsw":
+            index = faiss.IndexHNSWFlat(dim, _HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+            index.hnsw.efConstruction = _HNSW_CONSTRUCTION
+        else:
+            num_lists = max(1, min(round(4 * num_items**0.5), num_items // 39 or 1))  # faiss wants 39 vectors a list
+            index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, num_lists, faiss.METRIC_INNER_PRODUCT)
+            index.cp.max_points_per_centroid = _TRAINED_ON
+            index.train(items_ND)
+        if kind != "hnsw" and getattr(faiss, "get_num_gpus", lambda: 0)() > 0:
+            index = faiss.index_cpu_to_all_gpus(index)
+        index.add(items_ND)
+        self._index = index
+        self.effort = 0
+        """How many lists, or how long a queue, a search looks at; 0 where that has no meaning."""
+        if kind != "flat":
+            self._tune()
+
+    def search(
+        self, queries_BD: FloatArray, count: int, *, excluded: Sequence[Sequence[int]]
+    ) -> tuple[IntArray, FloatArray]:
+        """See VectorIndex; an approximate index may miss some of the best."""
+        longest = max(map(len, excluded), default=0)
+        fetched = min(count + longest, len(self._vectors_ND) - 1)
+        if self.kind == "hnsw":
+            self._index.hnsw.efSearch = max(self.effort, fetched)
+        scores_BF, places_BF = self._index.search(np.ascontiguousarray(queries_BD, dtype=np.float32), fetched)
+        ids_BF = places_BF + 1
+        missing_BF = places_BF < 0
+        if longest:
+            excluded_BE = np.zeros((len(excluded), longest), dtype=np.int64)
+            for row, ids in zip(excluded_BE, excluded):
+                row[: len(ids)] = ids
+            missing_BF |= (ids_BF[:, :, None] == excluded_BE[:, None, :]).any(axis=2)
+        scores_BF = np.where(missing_BF, -np.inf, scores_BF).astype(np.float32)
+        order_BK = np.argsort(-scores_BF, axis=1, kind="stable")[:, :count]
+        return np.take_along_axis(ids_BF, order_BK, axis=1), np.take_along_axis(scores_BF, order_BK, axis=1)
+
+    def _tune(self) -> None:
+        """Double the effort until items with noise find RECALL of their exact best items."""
+        rng = np.random.default_rng(0)
+        num_items, dim = len(self._vectors_ND) - 1, self._vectors_ND.shape[1]
+        picked = rng.integers(1, num_items + 1, size=min(_TUNED_ON, num_items))
+        noise_BD = rng.standard_normal((len(picked), dim), dtype=np.float32) / np.float32(dim**0.5)
+        queries_BD = self._vectors_ND[picked] + np.float32(_NOISE) * noise_BD
+        nobody: list[Sequence[int]] = [()] * len(picked)
+        count = min(_TUNED_AT, num_items)
+        exact_BK, _ = ExactIndex(self._vectors_ND).search(queries_BD, count, excluded=nobody)
+        largest = self._index.nlist if self.kind == "ivf" else num_items
+        effort = 4 if self.kind == "ivf" else 32
+        while True:
+            self._set_effort(min(effort, largest))
+            found_BK, _ = self.search(queries_BD, count, excluded=nobody)
+            recall = overlap(found_BK, exact_BK)
+            logger.debug("%s with effort %d: recall %.4f", self.kind, self.effort, recall)
+            if recall >= RECALL or effort >= largest:
+                return
+            effort *= 2
+
+    def _set_effort(self, effort: int) -> None:
+        self.effort = effort
+        if self.kind == "ivf":
+            self._index.nprobe = effort
+
+
+def overlap(found_BK: IntArray, expected_BK: IntArray) -> float:
+    """Return the share of the expected ids that were found, over all rows."""
+    hits = sum(len(set(found) & set(expected)) for found, expected in zip(found_BK.tolist(), expected_BK.tolist()))
+    return hits / max(1, expected_BK.size)
+
+
+def hide(scores_BN: FloatArray, excluded: Sequence[Sequence[int]]) -> None:
+    """Set padding (column 0) and the excluded ids of each row to -inf, in place."""
+    scores_BN[:, 0] = -np.inf
+    columns = np.array([item_id for ids in excluded for item_id in ids], dtype=np.int64)
+    scores_BN[np.repeat(np.arange(len(excluded)), [len(ids) for ids in excluded]), columns] = -np.inf
+
+
+def best_columns(scores_BN: FloatArray, count: int) -> tuple[IntArray, FloatArray]:
+    """Return columns [B, count] and scores [B, count] of the best of each row, in no order.
+
+    The columns are cut into segments and laid one over the other; the best `count` lie in the `count` places whose
+    maximum over the segments is largest, so that only these are looked at one by one.
+
+    Args:
+        scores_BN: float32 [B, N], not NaN.
+        count: in 1..N.
+    """
+    num_columns = scores_BN.shape[1]
+    num_segments = int((num_columns / count) ** 0.5)
+    width = num_columns // max(num_segments, 1)
+    if num_segments < 4 or width <= count:
+        columns_BK = np.argpartition(scores_BN, num_columns - count, axis=1)[:, num_columns - count :]
+        return columns_BK, np.take_along_axis(scores_BN, columns_BK, axis=1)
+    covered = width * num_segments
+    peaks_BW = np.empty((len(scores_BN), width), dtype=scores_BN.dtype)
+    for row, peaks in zip(scores_BN, peaks_BW):
+        np.maximum.reduce(row[:covered].reshape(num_segments, width), axis=0, out=peaks)
+    places_BK = np.argpartition(peaks_BW, width - count, axis=1)[:, width - count :]
+    looked_at = (places_BK[:, :, None] + width * np.arange(num_segments)).reshape(len(scores_BN), -1)
+    rest = np.broadcast_to(np.arange(covered, num_columns), (len(scores_BN), num_columns - covered))
+    columns = np.concatenate((looked_at, rest), axis=1)
+    scores = np.take(scores_BN.ravel(), columns + num_columns * np.arange(len(scores_BN))[:, None])
+    best_BK = np.argpartition(scores, scores.shape[1] - count, axis=1)[:, scores.shape[1] - count :]
+    return np.take_along_axis(columns, best_BK, axis=1), np.take_along_axis(scores, best_BK, axis=1)
