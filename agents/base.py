@@ -130,6 +130,19 @@ class Agent(Protocol):
         ...
 
 
+@runtime_checkable
+class StreamingAgent(Agent, Protocol):
+    """An Agent whose episodes need not wait for one another: the slowest answer holds nobody up."""
+
+    def submit(self, episodes: Sequence[EpisodeView]) -> None:
+        """Take note of episodes that want an action, and return soon."""
+        ...
+
+    def collect(self) -> list[tuple[int, str]]:
+        """Return `view.key` and action of at least one submitted episode, as soon as one is there."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One search that a rule plans."""

@@ -14,7 +14,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from agents.base import AgentError, EpisodeView
-from agents.grpo.generation.base import Completion, FinishReason, GenerationRequest, Generator, SamplingParams
+from agents.grpo.engines import Engine
+from agents.grpo.generation.base import (
+    Completion,
+    FinishReason,
+    GenerationRequest,
+    Generator,
+    SamplingParams,
+    streaming,
+)
 from agents.grpo.generation.hf import HFGenerator
 from agents.grpo.policy import Policy, load_policy
 from agents.grpo.tokenizer import decode, encode, stop_token_ids
@@ -92,39 +100,54 @@ class LlmAgent:
         self.name = name
         self.game_options = dict(game_options or {})
         self.fingerprint = f"{fingerprint} {max_tokens} {temperature}"
-        self._generator = generator
+        self._engine = streaming(generator)
         self._tokenizer = tokenizer
         self._max_context = max_context
         self._params = SamplingParams(max_tokens, stop_token_ids(tokenizer), temperature)
         self._traces: dict[int, TokenTrace] = {}
+        self._full: list[int] = []
 
     @classmethod
-    def build(cls, path: str, *, temperature: float = 1.0, name: str | None = None) -> Self:
+    def build(cls, path: str, *, temperature: float = 1.0, name: str | None = None, engine: str = "hf") -> Self:
         """Return the agent of a folder: a stage of `llm_grpo.py`, or a policy in Hugging Face format.
 
         Args:
             path: such as runs/quickstart/rec.
             temperature: of sampling; 0 is greedy.
             name: how it is called in tables; by default as its stage says.
+            engine: hf or vllm.
 
         Raises:
-            AgentError: if there is no policy there.
+            AgentError: if there is no policy there, or vLLM does not start.
+            ValueError: if there is no such engine.
         """
         folder = Path(path)
         folder = folder / "policy" if (folder / "policy").is_dir() else folder
         policy, card = load_policy(folder), PolicyCard.load(folder)
         suffix = "" if temperature == 1.0 else f", temperature {temperature:g}"
         return cls.of_policy(
-            policy, card, temperature=temperature, name=name or card.name + suffix, fingerprint=_digest(folder)
+            policy,
+            card,
+            generator=Engine(engine).follow(policy),
+            temperature=temperature,
+            name=name or card.name + suffix,
+            fingerprint=_digest(folder),
         )
 
     @classmethod
     def of_policy(
-        cls, policy: Policy, card: PolicyCard, *, temperature: float, name: str, fingerprint: str = ""
+        cls,
+        policy: Policy,
+        card: PolicyCard,
+        *,
+        temperature: float,
+        name: str,
+        fingerprint: str = "",
+        generator: Generator | None = None,
     ) -> Self:
-        """Return the agent of a policy in memory, sampled by transformers."""
+        """Return the agent of a policy in memory, sampled by `generator` or else by transformers."""
         return cls(
-            HFGenerator(policy.model),
+            generator or HFGenerator(policy.model),
             policy.tokenizer,
             max_context=policy.max_length,
             max_tokens=card.max_tokens,
@@ -137,7 +160,7 @@ class LlmAgent:
     @property
     def generator(self) -> Generator:
         """The engine."""
-        return self._generator
+        return self._engine
 
     def trace(self, key: int) -> TokenTrace:
         """Return the tokens of the episode that was, or is, played under this key.
@@ -153,14 +176,30 @@ class LlmAgent:
 
     def act(self, episodes: Sequence[EpisodeView]) -> list[str]:
         """Return one sampled action an episode; "" where the context is full, which the environment calls malformed."""
-        traces = [self._follow(view) for view in episodes]
-        open_places = [place for place, trace in enumerate(traces) if len(trace) < self._max_context]
-        requests = [
-            GenerationRequest(episodes[place].key, traces[place].context, _turn_seed(episodes[place]))
-            for place in open_places
-        ]
-        completions = dict(zip(open_places, self._generator.generate(requests, self._params), strict=True))
-        return [self._record(trace, completions.get(place)) for place, trace in enumerate(traces)]
+        self.submit(episodes)
+        found: dict[int, str] = {}
+        while len(found) < len(episodes):
+            found.update(self.collect())
+        return [found[view.key] for view in episodes]
+
+    def submit(self, episodes: Sequence[EpisodeView]) -> None:
+        """Ask for an action of each episode; see `collect`."""
+        requests = []
+        for view in episodes:
+            trace = self._follow(view)
+            if len(trace) < self._max_context:
+                requests.append(GenerationRequest(view.key, trace.context, _turn_seed(view)))
+            else:
+                self._full.append(view.key)
+        if requests:
+            self._engine.submit(requests, self._params)
+
+    def collect(self) -> list[tuple[int, str]]:
+        """Return key and action of the episodes that are answered, at least one of those that were submitted."""
+        full, self._full = self._full, []
+        answers = [(key, self._record(self._traces[key], None)) for key in full]
+        completions = [] if answers else self._engine.collect()
+        return answers + [(key, self._record(self._traces[key], completion)) for key, completion in completions]
 
     def _follow(self, view: EpisodeView) -> TokenTrace:
         """Return the episode's trace, brought up to the newest observation."""

@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 from agents.base import AgentError
 from agents.grpo.config import STAGES, GrpoConfig, TrainConfig, list_presets, load_preset
 from agents.grpo.drills import copy_drills
+from agents.grpo.engines import Engine
 from agents.grpo.policy import Policy, build_policy, load_policy, save_policy
 from agents.grpo.progress import METRICS_FILE, read_metrics
 from agents.grpo.sft import Phase, encode_episode, train_sft
@@ -61,6 +62,7 @@ class Run:
         """Bind config and console; nothing is loaded yet."""
         self._config, self._console = config, console
         self._game: Game | None = None
+        self._engine = Engine(config.engine)
 
     def stage(self, name: str) -> None:
         """Run a stage, unless it is finished."""
@@ -147,6 +149,7 @@ class Run:
             folder=folder,
             seed=self._config.seed + STAGES.index(name),
             card=self._card(name),
+            engine=self._engine,
         )
         policy = train_stage(load_policy(previous / "policy"), config, setup)
         return policy, reward_summary(folder)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from agents.base import Agent, AgentError, EpisodeView
+from agents.base import Agent, AgentError, EpisodeView, StreamingAgent
 
 if TYPE_CHECKING:
     from deeprec_env.episode import Episode
@@ -55,8 +55,9 @@ def play(
 ) -> list[Episode]:
     """Return the ended episodes of all users, `num_samples` each, in the order of `users`.
 
-    Up to `batch_size` episodes are live at a time; a round is one `agent.act` and one `game.step` over all of them,
-    and whoever ends gives its place to the next. Episode i of the result is sample `i % num_samples` of user
+    Up to `batch_size` episodes are live at a time, and whoever ends gives its place to the next. A round is one answer
+    of the agent and one `game.step`: over all live episodes, or, for a StreamingAgent, over those that it has finished
+    with, while the others go on being sampled. Episode i of the result is sample `i % num_samples` of user
     `users[i // num_samples]`, and was played under `view.key == i`.
 
     Args:
@@ -78,27 +79,36 @@ def play(
         raise ValueError(f"batch_size and num_samples must be at least 1, got {batch_size} and {num_samples}")
     num_episodes = len(users) * num_samples
     popularity = _popularity(game)
+    source = agent if isinstance(agent, StreamingAgent) else _LockStep(agent)
     ended: dict[int, Episode] = {}
-    live: list[_Live] = []
+    live: dict[int, _Live] = {}
     next_key = 0
     with tqdm(total=num_episodes, desc=agent.name, unit="episode", disable=not progress) as bar:
         while len(ended) < num_episodes:
             started = time.perf_counter()
+            fresh = []
             while next_key < num_episodes and len(live) < batch_size:
                 user, sample = users[next_key // num_samples], next_key % num_samples
                 view_seed = episode_seed(seed, user, sample)
-                live.append(_start(game, user, split, key=next_key, seed=view_seed, popularity=popularity))
+                live[next_key] = _start(game, user, split, key=next_key, seed=view_seed, popularity=popularity)
+                fresh.append(live[next_key].view)
                 next_key += 1
-            _play_round(game, agent, live)
+            if fresh:
+                source.submit(fresh)
+            stepped = _play_round(game, source, live)
             share = (time.perf_counter() - started) / len(live)
-            for entry in live:
+            for entry in live.values():
                 entry.seconds += share
+            for entry in stepped:
                 if entry.episode.ended:
+                    del live[entry.view.key]
                     ended[entry.view.key] = entry.episode
                     bar.update()
                     if on_end is not None:
                         on_end(PlayedEpisode(entry.view.key, entry.episode, entry.seconds))
-            live = [entry for entry in live if not entry.episode.ended]
+            going_on = [entry.view for entry in stepped if not entry.episode.ended]
+            if going_on:
+                source.submit(going_on)
     return [ended[key] for key in range(num_episodes)]
 
 
@@ -113,11 +123,40 @@ def _start(game: Game, user: int, split: str, *, key: int, seed: int, popularity
     return _Live(episode, EpisodeView(episode, game, key=key, seed=seed, popularity=popularity))
 
 
-def _play_round(game: Game, agent: Agent, live: Sequence[_Live]) -> None:
-    actions = agent.act([entry.view for entry in live])
-    if len(actions) != len(live) or not all(isinstance(action, str) for action in actions):
-        raise AgentError(
-            f"agent {agent.name!r} must answer {len(live)} strings, one an episode, got {len(actions)} of types "
-            f"{sorted({type(action).__name__ for action in actions})}"
-        )
-    game.step([entry.episode for entry in live], actions)
+def _play_round(game: Game, source: _Source, live: Mapping[int, _Live]) -> list[_Live]:
+    """Step the episodes that have an answer, and return them."""
+    answers = source.collect()
+    if not answers or any(key not in live for key, _ in answers):
+        raise AgentError(f"expected answers to {len(live)} episodes that are under way, got {answers!r}")
+    entries = [live[key] for key, _ in answers]
+    game.step([entry.episode for entry in entries], [action for _, action in answers])
+    return entries
+
+
+class _Source(Protocol):
+    """What hands out actions: the two methods of a StreamingAgent."""
+
+    def submit(self, episodes: Sequence[EpisodeView]) -> None: ...
+
+    def collect(self) -> list[tuple[int, str]]: ...
+
+
+class _LockStep:
+    """Any agent as a source of actions: all episodes that wait are answered together."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._waiting: list[EpisodeView] = []
+
+    def submit(self, episodes: Sequence[EpisodeView]) -> None:
+        self._waiting.extend(episodes)
+
+    def collect(self) -> list[tuple[int, str]]:
+        views, self._waiting = sorted(self._waiting, key=lambda view: view.key), []
+        actions = self._agent.act(views)
+        if len(actions) != len(views) or not all(isinstance(action, str) for action in actions):
+            raise AgentError(
+                f"agent {self._agent.name!r} must answer {len(views)} strings, one an episode, got {len(actions)} of "
+                f"types {sorted({type(action).__name__ for action in actions})}"
+            )
+        return [(view.key, action) for view, action in zip(views, actions, strict=True)]

@@ -103,6 +103,9 @@ class GrpoConfig:
     """Steps over which the learning rate rises."""
     micro_batch_tokens: int = 8192
     """Tokens of one forward and backward pass, padding included."""
+    max_logp_difference: float = 1e-3
+    """The run ends if the engine's and the trainer's log-probabilities of a token differ by more nats; 0 for engines in
+    another precision than float32."""
     checkpoint_every: int = 10
     """Steps between two checkpoints."""
     transcript_every: int = 10
@@ -140,6 +143,8 @@ class TrainConfig:
     """Of everything."""
     num_threads: int = 2
     """Threads of torch."""
+    engine: str = "hf"
+    """What samples: hf (transformers) or vllm."""
     game: GameOptions = field(default_factory=GameOptions)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     sft: SftConfig = field(default_factory=SftConfig)

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from agents.grpo.advantage import group_advantages
 from agents.grpo.batch import TokenBatch, build_batch, micro_batches
 from agents.grpo.checkpoint import Checkpoint, list_checkpoints, restore_checkpoint, save_checkpoint
 from agents.grpo.config import GrpoConfig
+from agents.grpo.engines import Engine
 from agents.grpo.forward import batch_rows, sampled_logps
 from agents.grpo.loss import grpo_loss, token_weights
 from agents.grpo.policy import Policy, load_policy
@@ -52,6 +53,8 @@ class StageSetup:
     seed: int
     card: PolicyCard
     """How the policy plays; of `max_tokens` the config's counts."""
+    engine: Engine = field(default_factory=Engine)
+    """What samples; one for all stages of a run."""
 
 
 def train_stage(policy: Policy, config: GrpoConfig, setup: StageSetup, *, progress: bool = True) -> Policy:
@@ -83,7 +86,13 @@ class GrpoTrainer:
             policy.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
         )
         card = dataclasses.replace(self._setup.card, max_tokens=config.max_tokens)
-        self._agent = LlmAgent.of_policy(policy, card, temperature=config.temperature, name=self._setup.name)
+        self._agent = LlmAgent.of_policy(
+            policy,
+            card,
+            temperature=config.temperature,
+            name=self._setup.name,
+            generator=self._setup.engine.follow(policy),
+        )
 
     @property
     def _checkpoint_root(self) -> Path:
@@ -155,8 +164,10 @@ class GrpoTrainer:
         metrics = _group_metrics(groups)
         if useful:
             self._set_learning_rate()
-            for part in np.array_split(np.arange(len(useful)), min(config.num_minibatches, len(useful))):
-                metrics |= self._update([useful[place] for place in part])
+            for number, part in enumerate(
+                np.array_split(np.arange(len(useful)), min(config.num_minibatches, len(useful)))
+            ):
+                metrics |= self._update([useful[place] for place in part], on_policy=number == 0)
         self._agent.generator.weights_changed()
         self.next_step += 1
         finished = time.perf_counter()
@@ -167,8 +178,8 @@ class GrpoTrainer:
         }
         return groups, metrics
 
-    def _update(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        """Take one optimizer step on these groups."""
+    def _update(self, groups: Sequence[RolloutGroup], *, on_policy: bool) -> dict[str, float]:
+        """Take one optimizer step on these groups; `on_policy` if the weights are still those that sampled them."""
         config, model = self._config, self.policy.model
         advantages = [
             advantages_T
@@ -186,6 +197,8 @@ class GrpoTrainer:
                 totals[name] = (
                     max(totals.get(name, 0.0), value) if name.endswith("_max") else totals.get(name, 0) + value
                 )
+        if on_policy:
+            self._check_engine(totals["loss/logp_difference_max"])
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         if not torch.isfinite(norm):
             raise AgentError(
@@ -201,6 +214,16 @@ class GrpoTrainer:
             "data/tokens": float(batch.num_tokens),
             "data/sampled_tokens": num_tokens,
         }
+
+    def _check_engine(self, difference: float) -> None:
+        limit = self._config.max_logp_difference
+        if limit and not difference <= limit:
+            engine = self._setup.engine.name
+            raise AgentError(
+                f"stage {self._setup.name}, step {self.next_step}: the log-probabilities of engine {engine} and trainer "
+                f"differ by up to {difference:.2g} nats, more than max_logp_difference {limit:g}; the engine does not "
+                "sample from this policy (old weights, another precision?); the last checkpoint stands"
+            )
 
     def _backward(self, batch: TokenBatch, weights_NT: torch.Tensor, rows: list[int]) -> dict[str, float]:
         """Accumulate the gradient of some rows and return their share of the loss's terms."""

