@@ -77,9 +77,9 @@ class DeepRecEnv(gym.Env[str, str]):
     Every reward is a sum of named terms (`info["reward_terms"]`). Preset `strict`, the default: in stage `rec`
     *outcome* (1 + 0.2 (10 - place) for the target, places from 0), *similarity* (at most 1: how like the target the
     ranked items are) and *format* (-1 for an episode that does not end well-formed); in stage `cold` *invocation* (0.5
-    for the second and the third different search), *diversity* (at most 0.1: how far apart the preferences lie) and
-    *format*, where the first two are worth the share of the final ranking that was retrieved. No episode is worth more
-    than 4 in `rec` and 1.1 in `cold`, or less than -1. Preset `paper`: the published rules.
+    for the second and the third different search that finds something new), *diversity* (at most 0.1: how far apart the
+    preferences lie) and *format*, where the first two are worth the share of the final ranking that was retrieved. No
+    episode is worth more than 4 in `rec` and 1.1 in `cold`, or less than -1. Preset `paper`: the published rules.
 
     ## Starting State
     A user, drawn without replacement until all have been seen, or named by `options={"user_index": 3}` or
