@@ -20,14 +20,16 @@ IndexKind = Literal["exact", "flat", "ivf", "hnsw"]
 
 APPROXIMATE_FROM = 200_000
 """Items from which the default is approximate."""
-RECALL = 0.99
-"""Share of the exact best 20 that an approximate index is tuned to find."""
+RECALL = 0.995
+"""Share of the exact best 20 that an approximate index is tuned to find; real queries may find a little less."""
 
 _ROWS_AT_ONCE = 64
 """Queries scored at once: their scores stay in the processor's cache until the best are found."""
 _TUNED_ON = 256
 _TUNED_AT = 20
 _NOISE = 0.5
+_WORTHWHILE = 1 / 8
+"""Share of the lists past which searching them costs about as much as searching all items."""
 _TRAINED_ON = 64
 """Vectors a list that the k-means of inverted lists sees."""
 _HNSW_NEIGHBOURS = 32
@@ -59,16 +61,28 @@ def build_index(vectors_ND: FloatArray, *, kind: IndexKind | None = None) -> Vec
 
     Args:
         vectors_ND: float32 [N + 1, D], row 0 is padding. Not copied by "exact".
-        kind: `default_kind` of the number of items, if not given.
+        kind: if not given, `default_kind` of the number of items, or "exact" where that would gain nothing.
 
     Raises:
         ValueError: if there is no such kind.
         TRMError: if faiss is wanted and not installed.
     """
-    kind = kind or default_kind(len(vectors_ND) - 1)
-    if kind not in get_args(IndexKind):
-        raise ValueError(f"expected an index of {get_args(IndexKind)}, got {kind!r}")
-    return ExactIndex(vectors_ND) if kind == "exact" else FaissIndex(vectors_ND, kind=kind)
+    wanted = kind or default_kind(len(vectors_ND) - 1)
+    if wanted not in get_args(IndexKind):
+        raise ValueError(f"expected an index of {get_args(IndexKind)}, got {wanted!r}")
+    if wanted == "exact":
+        return ExactIndex(vectors_ND)
+    index = FaissIndex(vectors_ND, kind=wanted)
+    if kind is None and index.effort > _WORTHWHILE * index.num_lists:
+        logger.warning(
+            "the item vectors have too little structure for an approximate index (%d of %d lists must be searched for "
+            "a recall of %.3f); they are searched exactly",
+            index.effort,
+            index.num_lists,
+            RECALL,
+        )
+        return ExactIndex(vectors_ND)
+    return index
 
 
 def default_kind(num_items: int) -> IndexKind:
@@ -134,6 +148,8 @@ class FaissIndex:
             index = faiss.index_cpu_to_all_gpus(index)
         index.add(items_ND)
         self._index = index
+        self.num_lists = index.nlist if kind == "ivf" else 0
+        """0 for other kinds."""
         self.effort = 0
         """How many lists, or how long a queue, a search looks at; 0 where that has no meaning."""
         if kind != "flat":
@@ -160,7 +176,7 @@ class FaissIndex:
         return np.take_along_axis(ids_BF, order_BK, axis=1), np.take_along_axis(scores_BF, order_BK, axis=1)
 
     def _tune(self) -> None:
-        """Double the effort until items with noise find RECALL of their exact best items."""
+        """Raise the effort until items with noise find RECALL of their exact best items."""
         rng = np.random.default_rng(0)
         num_items, dim = len(self._vectors_ND) - 1, self._vectors_ND.shape[1]
         picked = rng.integers(1, num_items + 1, size=min(_TUNED_ON, num_items))
@@ -169,7 +185,7 @@ class FaissIndex:
         nobody: list[Sequence[int]] = [()] * len(picked)
         count = min(_TUNED_AT, num_items)
         exact_BK, _ = ExactIndex(self._vectors_ND).search(queries_BD, count, excluded=nobody)
-        largest = self._index.nlist if self.kind == "ivf" else num_items
+        largest = self.num_lists or num_items
         effort = 4 if self.kind == "ivf" else 32
         while True:
             self._set_effort(min(effort, largest))
@@ -178,7 +194,7 @@ class FaissIndex:
             logger.debug("%s with effort %d: recall %.4f", self.kind, self.effort, recall)
             if recall >= RECALL or effort >= largest:
                 return
-            effort *= 2
+            effort = effort * 3 // 2
 
     def _set_effort(self, effort: int) -> None:
         self.effort = effort

@@ -114,6 +114,18 @@ def test_the_default_hangs_on_the_number_of_items(
     assert "pip install deeprec-env[faiss]" in caplog.text
 
 
+def test_the_default_is_exact_where_vectors_have_no_structure(
+    vectors: FloatArray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(index_module, "APPROXIMATE_FROM", 1_000)
+    monkeypatch.setattr(index_module, "_WORTHWHILE", 1.0)
+    assert isinstance(build_index(vectors), FaissIndex)
+    monkeypatch.setattr(index_module, "_WORTHWHILE", 0.0)
+    assert isinstance(build_index(vectors), ExactIndex)
+    assert "too little structure" in caplog.text
+
+
 def test_mistakes_are_named(vectors: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"expected an index of .* got 'tree'"):
         build_index(vectors, kind="tree")  # type: ignore[arg-type]
