@@ -193,8 +193,8 @@ between two items, noise added.
 
 *exact* is numpy, the others are faiss: `flat` exact, `ivf` inverted lists (the default from 200,000 items on), `hnsw` a
 graph. *Effort*: how many lists, or how long a queue, a search looks at, found when the index is built on queries of
-another kind (items with noise) so that 0.995 of the best 20 are found. Recall against *exact*. Goal: 0.99 at 5 times the
-speed for the default approximate index.
+another kind (items with noise) so that 0.995 of the best 20 are found. Recall against *exact*. Goal: 0.99 at 5 times
+the speed for the default approximate index.
 """
 
 
