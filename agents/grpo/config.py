@@ -35,6 +35,54 @@ class GameOptions:
 
 
 @dataclass(frozen=True)
+class BackendConfig:
+    """What holds the weights and takes the optimizer's steps, for all stages of a run. None of it is part of what a
+    checkpoint is checked against, but for the adapters: a run may go on under another backend."""
+
+    name: str = "torch"
+    """torch, or deepspeed (the optimizer's state split over the processes)."""
+    zero_stage: int = 2
+    """Of DeepSpeed: 1 splits the optimizer's state, 2 the gradients too, 3 the weights too."""
+    offload: str = "none"
+    """Of DeepSpeed: none, optimizer (its state lives in main memory), or all (the weights too; wants zero_stage 3)."""
+    precision: str = "fp32"
+    """fp32, or bf16 for the arithmetic of forward and backward; the optimizer's weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    attention: str = "auto"
+    """auto (flash-attn where a GPU and the package are there and precision is bf16, else sdpa), or the name of an
+    implementation of transformers: sdpa, eager, flash_attention_2."""
+    lora_rank: int = 0
+    """Train low-rank adapters (peft) of this rank in place of the weights; 0 trains the weights."""
+    lora_alpha: float = 32.0
+    """Adapters are scaled by lora_alpha / lora_rank."""
+
+    def __post_init__(self) -> None:
+        """Check names and ranges.
+
+        Raises:
+            ValueError: if a name is unknown or a value out of its range.
+        """
+        choices = {
+            "name": ("torch", "deepspeed"),
+            "offload": ("none", "optimizer", "all"),
+            "precision": ("fp32", "bf16"),
+        }
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"expected {name} to be one of {', '.join(known)}, got {value!r}{_hint(value, known)}")
+        if self.zero_stage not in (1, 2, 3):
+            raise ValueError(f"expected zero_stage to be 1, 2 or 3, got {self.zero_stage}")
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(
+                f"expected zero_stage 3 for offload all, got {self.zero_stage}; stages 1 and 2 keep weights"
+            )
+        if self.lora_rank < 0:
+            raise ValueError(f"expected lora_rank >= 0, got {self.lora_rank}")
+
+
+@dataclass(frozen=True)
 class SftConfig:
     """Imitation of a rule agent, on the policy's own tokens."""
 
@@ -59,6 +107,8 @@ class SftConfig:
     """Of AdamW."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to it."""
+    micro_batch_tokens: int = 32768
+    """Tokens of one forward and backward pass, padding included."""
     checkpoint_every: int = 200
     """Updates between two checkpoints."""
 
@@ -87,6 +137,9 @@ class GrpoConfig:
     """How far a ratio may fall below 1."""
     clip_high: float = 0.28
     """How far it may rise above 1."""
+    correction_limit: float = 2.0
+    """The loss of a token is weighted by the ratio of the trainer's probability to the engine's, at most this; it makes
+    up for an engine of other arithmetic. 0 leaves it out."""
     kl_coef: float = 0.0
     """Weight of the k3 KL to the policy that the stage began with; 0 keeps no reference. The paper: none."""
     num_minibatches: int = 1
@@ -145,6 +198,7 @@ class TrainConfig:
     """Threads of torch."""
     engine: str = "hf"
     """What samples: hf (transformers) or vllm."""
+    backend: BackendConfig = field(default_factory=BackendConfig)
     game: GameOptions = field(default_factory=GameOptions)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     sft: SftConfig = field(default_factory=SftConfig)
