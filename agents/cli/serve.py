@@ -160,8 +160,7 @@ def _load(data: ServedData) -> World:
     from deeprec_env.world import RETRIEVER_VARIABLE, load_world
 
     os.environ.pop(RETRIEVER_VARIABLE, None)  # a server is where retrieval ends
-    if data.dataset != "sample":
-        dataset_ref(data.dataset, data.category)  # refuses a category where there is none, before anything is loaded
+    dataset_ref(data.dataset, data.category)  # refuses a category where there is none, before anything is loaded
     return load_world(data.dataset, category=data.category)
 
 

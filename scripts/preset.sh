@@ -1,0 +1,45 @@
+# Sourced by the scripts of the paper's workflow: settings from a preset file and flags, and the `deeprec` command.
+#
+#   --preset NAME       a file of scripts/presets, or any other (also PRESET=NAME); quickstart by default
+#   --out DIR           where stages and results are written; a folder in one that exists
+#   --retriever URL     retrieve by a server instead of in the process (also RETRIEVER=URL)
+#
+# usage: source preset.sh "$@"; afterwards the arguments that are left are in "${rest[@]}", the data set in "${data[@]}"
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+fail() { echo "$(basename "$0"): $*; --help says more" >&2; exit 2; }
+
+# The comment on top of the script that was called, and the flags above.
+usage() {
+    awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
+    printf '\nFlags of all scripts of the workflow:\n'
+    awk 'NR > 2 && /^#   --/ { sub(/^# ?/, ""); print }' "${BASH_SOURCE[0]}"
+}
+
+rest=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+        -h | --help) usage; exit 0 ;;
+        --preset | --out | --retriever)
+            [ $# -ge 2 ] || fail "expected a value after $1"
+            case "$1" in --preset) PRESET="$2" ;; --out) OUT="$(cd "$(dirname "$2")" && pwd)/$(basename "$2")" ;; --retriever) RETRIEVER="$2" ;; esac
+            shift 2
+            ;;
+        *) rest+=("$1"); shift ;;
+    esac
+done
+preset="$root/scripts/presets/${PRESET:-quickstart}.env"
+[ -f "$preset" ] || preset="${PRESET:-}"
+[ -f "$preset" ] || fail "expected a preset out of $(cd "$root/scripts/presets" && ls -m -- *.env) or a file, got $PRESET"
+source "$preset"
+case "$OUT" in /*) ;; *) OUT="$root/$OUT" ;; esac
+data=(--dataset "$DATASET")
+[ -z "$CATEGORY" ] || data+=(--category "$CATEGORY")
+[ -z "$RETRIEVER" ] || export DEEPREC_RETRIEVER="$RETRIEVER"
+
+# Makes the `deeprec` command available; to be called once the arguments are known to be good.
+ready() {
+    command -v deeprec >/dev/null && return
+    source "$root/scripts/setup_env.sh"
+    cd "$root" && setup_env "trm,agents,serve" && cd - >/dev/null
+}
