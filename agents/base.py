@@ -143,6 +143,28 @@ class StreamingAgent(Agent, Protocol):
         ...
 
 
+@runtime_checkable
+class TokenCounter(Protocol):
+    """An Agent that knows what it has sampled; evaluation shows it."""
+
+    def num_tokens(self, key: int) -> int | None:
+        """Return how many tokens were sampled in the episode played under this key; None where that is unknown."""
+        ...
+
+
+@runtime_checkable
+class SeesTarget(Protocol):
+    """THE door to the target, for ceilings only: views never show it.
+
+    An agent that has this method is told each episode's target, and is called "… (sees the target)" wherever results
+    stand, whatever its own name says. See agents.oracle_agent.
+    """
+
+    def reveal(self, key: int, target: int) -> None:
+        """Take note of the held-out item of the episode that is about to be played under this key."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One search that a rule plans."""

@@ -3,54 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agents.base import Agent
+from agents.base import Agent, SeesTarget, TokenCounter
+from agents.breakdown import EpisodeEnd, coverage_of, end_of, novelty_of, share_by_fault
 from agents.play import PlayedEpisode, play
+from agents.rows import FORMAT, AgentResult, Header, RowStore, UserRow, load_results, read_rows
+from trm.errors import RetrieverError
 from trm.metrics import bootstrap_interval, mrr, ndcg_at_k, recall_at_k
+from trm.types import IntArray, RankingRetriever, RetrievalQuery
 
 if TYPE_CHECKING:
     from deeprec_env.episode import Episode
     from deeprec_env.game import Game
 
+__all__ = [
+    "FORMAT",
+    "METRICS",
+    "AgentResult",
+    "AgentSummary",
+    "Estimate",
+    "EvaluationResult",
+    "Header",
+    "UserRow",
+    "build_header",
+    "evaluate",
+    "load_results",
+    "read_rows",
+    "sample_users",
+    "summarize",
+    "target_rank",
+]
+
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-"""The version of the row files; files of another are not read."""
-
-
-PlayedTurn = tuple[str, tuple[int, ...]]
-"""An action and the candidates that it got, best first."""
-
-
-@dataclass(frozen=True, slots=True)
-class UserRow:
-    """How one user's episode went."""
-
-    user_index: int
-    user_id: str
-    rank: int
-    """The target's place in the recommended list, 1 to top_k; 0 if it is not there or the episode is malformed."""
-    num_searches: int
-    well_formed: bool
-    """Whether the episode ended in a well-formed recommendation."""
-    in_pool: bool
-    """Whether the target is among all candidates seen."""
-    reward: float
-    seconds: float
-    turns: tuple[PlayedTurn, ...] = ()
-    """The actions, each with what its search returned: enough to play the episode again without agent and recommender.
-    Rows of older files have none."""
+_RANK_CHUNK = 1024
+"""Users whose targets are ranked at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,47 +57,6 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """What a file of rows is about; all of it, but `order`, keys the file."""
-
-    agent: str
-    fingerprint: str
-    """The agent's own, where it has one: its options or its weights."""
-    dataset: str
-    world: str
-    """A checksum of catalogue size and item vectors, so that rows of another TRM are not reused."""
-    split: str
-    seed: int
-    game: str
-    """The rules, as text."""
-    order: int = 0
-    """The agent's place in tables: first evaluated, first shown."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """The rules again, as `build_game_config` takes them; none in older files."""
-
-    @property
-    def key(self) -> str:
-        """A file name: the agent's name for people, a digest of everything for certainty."""
-        content = {**dataclasses.asdict(self), "order": 0, "format": FORMAT}
-        del content["options"]  # `game` says the same
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-        slug = re.sub(r"[^a-z0-9]+", "-", self.agent.casefold()).strip("-") or "agent"
-        return f"{slug}-{digest}"
-
-
-@dataclass(frozen=True, slots=True)
-class AgentResult:
-    """One agent's rows and where they come from."""
-
-    header: Header
-    rows: tuple[UserRow, ...]
-
-    def summary(self) -> AgentSummary:
-        """Return the means over the rows."""
-        return summarize(self)
-
-
-@dataclass(frozen=True, slots=True)
 class AgentSummary:
     """One line of the table."""
 
@@ -113,6 +66,12 @@ class AgentSummary:
     num_users: int
     metrics: Mapping[str, Estimate]
     """In the order of METRICS."""
+    details: Mapping[str, Estimate] = field(default_factory=dict)
+    """Those of DETAILS that the rows hold, in that order."""
+    coverage: float | None = None
+    """The share of the catalogue that stands in at least one list."""
+    share_by_fault: Mapping[str, float] = field(default_factory=dict)
+    """The share of all episodes that each kind of fault has, the commonest first."""
 
 
 METRICS = (
@@ -129,6 +88,17 @@ METRICS = (
     "Seconds/user",
 )
 """The columns of a summary. A target that is not recommended has no rank and counts 0 in the first six."""
+
+DETAILS = (
+    "NDCG@1",
+    "Retrieval failure",
+    "Ranking failure",
+    "Format failure",
+    "Novelty",
+    "Tokens/user",
+)
+"""What a second table adds. With one target NDCG@1 is Recall@1. The failures and the hits sum to 1. Novelty is a mean
+over the users with a list, tokens one over those whose agent counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +146,11 @@ def evaluate(
     results = []
     for agent in agents:
         header = build_header(game, agent, split=split, seed=seed)
-        with _RowStore(out, header) as store:
+        with RowStore(out, header) as store:
             missing = [user for user in users if user not in store.rows]
             if len(missing) < len(users):
-                logger.info("%s: reusing %d of %d users", agent.name, len(users) - len(missing), len(users))
+                logger.info("%s: reusing %d of %d users", header.agent, len(users) - len(missing), len(users))
+            keep = _RowWriter(game, agent, missing, split=split, store=store)
             play(
                 game,
                 agent,
@@ -188,7 +159,7 @@ def evaluate(
                 seed=seed,
                 batch_size=batch_size,
                 progress=progress,
-                on_end=lambda played, store=store: store.add(_row(played)),  # type: ignore[misc]
+                on_end=keep,
             )
             results.append(AgentResult(store.header, tuple(store.rows[user] for user in users)))
     return EvaluationResult(tuple(results))
@@ -222,22 +193,28 @@ def summarize(result: AgentResult) -> AgentSummary:
     )
     metrics = {name: _estimate(column) for name, column in zip(METRICS, values, strict=True)}
     header = result.header
-    return AgentSummary(header.agent, header.dataset, header.split, len(rows), metrics)
+    return AgentSummary(
+        header.agent,
+        header.dataset,
+        header.split,
+        len(rows),
+        metrics,
+        details=_details(rows, ranks),
+        coverage=coverage_of(rows, header.num_items),
+        share_by_fault=share_by_fault(rows),
+    )
 
 
-def load_results(out: Path) -> list[AgentResult]:
-    """Return what `evaluate` has kept under `out`, by place in the table; of equal questions the newest answer only.
-
-    Two files ask the same when agent, data set, split and rules are equal; they differ when an agent or a TRM was
-    trained anew.
-    """
-    newest: dict[tuple[str, ...], AgentResult] = {}
-    for path in sorted(_rows_folder(out).glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
-        header, rows = read_rows(path)
-        if header is not None and rows:
-            question = (header.agent, header.dataset, header.split, header.game)
-            newest[question] = AgentResult(header, tuple(rows.values()))
-    return sorted(newest.values(), key=lambda result: (result.header.dataset, result.header.order, result.header.agent))
+def _details(rows: Sequence[UserRow], ranks: IntArray) -> dict[str, Estimate]:
+    ends = [end_of(row) for row in rows]
+    failures = (EpisodeEnd.RETRIEVAL_FAILURE, EpisodeEnd.RANKING_FAILURE, EpisodeEnd.MALFORMED)
+    columns = (
+        ndcg_at_k(ranks, 1),
+        *(np.array([float(end is failure) for end in ends]) for failure in failures),
+        np.array([row.novelty for row in rows if row.novelty is not None], dtype=np.float64),
+        np.array([row.tokens for row in rows if row.tokens is not None], dtype=np.float64),
+    )
+    return {name: _estimate(column) for name, column in zip(DETAILS, columns, strict=True) if column.size}
 
 
 def _estimate(values: np.ndarray) -> Estimate:
@@ -245,19 +222,59 @@ def _estimate(values: np.ndarray) -> Estimate:
     return Estimate(float(values.mean()), float(low), float(high))
 
 
-def _row(played: PlayedEpisode) -> UserRow:
-    episode = played.episode
-    return UserRow(
-        user_index=episode.user_index,
-        user_id=episode.user_id,
-        rank=target_rank(episode),
-        num_searches=episode.num_searches,
-        well_formed=episode.well_formed,
-        in_pool=episode.target_in_pool,
-        reward=episode.reward,
-        seconds=played.seconds,
-        turns=tuple((turn.action, turn.candidate_ids) for turn in episode.turns),
-    )
+class _RowWriter:
+    """Makes rows of ended episodes, with what is known of their users, and keeps them."""
+
+    def __init__(self, game: Game, agent: Agent, users: Sequence[int], *, split: str, store: RowStore) -> None:
+        splits = game.world.splits
+        self._store = store
+        self._counter = agent if isinstance(agent, TokenCounter) else None
+        self._num_users = splits.num_users
+        self._popularity: IntArray = splits.train_counts()
+        self._trm_ranks = dict(zip(users, _trm_ranks(game, users, split), strict=True))
+
+    def __call__(self, played: PlayedEpisode) -> None:
+        episode, outcome = played.episode, played.episode.outcome
+        recommended = outcome.recommended_ids if outcome is not None else ()
+        reason = episode.turns[-1].malformed_reason
+        row = UserRow(
+            user_index=episode.user_index,
+            user_id=episode.user_id,
+            rank=target_rank(episode),
+            num_searches=episode.num_searches,
+            well_formed=episode.well_formed,
+            in_pool=episode.target_in_pool,
+            reward=episode.reward,
+            seconds=played.seconds,
+            turns=tuple((turn.action, turn.candidate_ids) for turn in episode.turns),
+            failure=None if reason is None else str(reason),
+            recommended_ids=recommended,
+            novelty=novelty_of(recommended, self._popularity, self._num_users),
+            tokens=None if self._counter is None else self._counter.num_tokens(played.key),
+            history_length=len(episode.history),
+            target_count=int(self._popularity[episode.target]),
+            trm_rank=self._trm_ranks[episode.user_index],
+        )
+        self._store.add(row)
+
+
+def _trm_ranks(game: Game, users: Sequence[int], split: str) -> list[int | None]:
+    """Return where the recommender alone ranks each user's target, from 1; None where it cannot say."""
+    retriever = game.world.retriever
+    if not isinstance(retriever, RankingRetriever):
+        return [None] * len(users)
+    ranks: list[int | None] = []
+    for start in range(0, len(users), _RANK_CHUNK):
+        episodes = [game.start(user, split) for user in users[start : start + _RANK_CHUNK]]
+        exclude = game.config.exclude_history
+        queries = [RetrievalQuery(episode.history, "", exclude_history=exclude) for episode in episodes]
+        try:
+            found = retriever.ranks(queries, [episode.target for episode in episodes])
+        except RetrieverError as error:
+            logger.warning("the recommender does not say how it ranks the targets: %s", error)
+            return [None] * len(users)
+        ranks += [int(rank) or None for rank in found]
+    return ranks
 
 
 def target_rank(episode: Episode) -> int:
@@ -266,10 +283,10 @@ def target_rank(episode: Episode) -> int:
 
 
 def build_header(game: Game, agent: Agent, *, split: str, seed: int) -> Header:
-    """Return what keys the results of this agent in this game."""
+    """Return what keys the results of this agent in this game; one that sees the target is marked in its name."""
     world = game.world
     return Header(
-        agent=agent.name,
+        agent=f"{agent.name} (sees the target)" if isinstance(agent, SeesTarget) else agent.name,
         fingerprint=str(getattr(agent, "fingerprint", "")),
         dataset=world.name,
         world=world.fingerprint,
@@ -277,71 +294,5 @@ def build_header(game: Game, agent: Agent, *, split: str, seed: int) -> Header:
         seed=seed,
         game=repr(game.config),
         options=dataclasses.asdict(game.config),
+        num_items=world.catalog.num_items,
     )
-
-
-def _rows_folder(out: Path) -> Path:
-    return out / "rows"
-
-
-def read_rows(path: Path) -> tuple[Header | None, dict[int, UserRow]]:
-    """Return header and rows of a file of `evaluate`; whatever is cut short, or of another format, is left out."""
-    header: Header | None = None
-    rows: dict[int, UserRow] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        try:
-            record: dict[str, Any] = json.loads(line)
-            if number == 0:
-                if record.pop("format", None) != FORMAT:
-                    return None, {}
-                header = Header(**record)
-            else:
-                turns = tuple((action, tuple(ids)) for action, ids in record.pop("turns", ()))
-                row = UserRow(**record, turns=turns)
-                rows[row.user_index] = row
-        except (json.JSONDecodeError, TypeError, ValueError):
-            logger.warning("%s: line %d is not a row and is left out", path, number + 1)
-            if header is None:
-                return None, {}
-    return header, rows
-
-
-class _RowStore:
-    """The rows of one agent: read at the beginning, appended to line by line."""
-
-    def __init__(self, out: Path | None, header: Header) -> None:
-        self.header = header
-        self.rows: dict[int, UserRow] = {}
-        self._path = None if out is None else _rows_folder(out) / f"{header.key}.jsonl"
-        self._stream: IO[str] | None = None
-
-    def __enter__(self) -> _RowStore:
-        if self._path is None:
-            return self
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        headers = [read_rows(path)[0] for path in self._path.parent.glob("*.jsonl")]
-        orders = [found.order for found in headers if found is not None]
-        self.header = dataclasses.replace(self.header, order=max(orders, default=-1) + 1)
-        if self._path.exists():
-            found, self.rows = read_rows(self._path)
-            self.header = found or self.header
-        draft = self._path.with_suffix(f".{os.getpid()}.tmp")
-        first = json.dumps({"format": FORMAT, **dataclasses.asdict(self.header)}, ensure_ascii=False)
-        draft.write_text("".join(f"{line}\n" for line in (first, *self._lines())), encoding="utf-8")
-        draft.replace(self._path)
-        self._stream = self._path.open("a", encoding="utf-8")
-        return self
-
-    def _lines(self) -> Iterable[str]:
-        return (json.dumps(dataclasses.asdict(row), ensure_ascii=False) for row in self.rows.values())
-
-    def add(self, row: UserRow) -> None:
-        """Keep a row, and have it on its way to the disk before this returns."""
-        self.rows[row.user_index] = row
-        if self._stream is not None:
-            self._stream.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
-            self._stream.flush()
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._stream is not None:
-            self._stream.close()

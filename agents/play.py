@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from agents.base import Agent, AgentError, EpisodeView, StreamingAgent
+from agents.base import Agent, AgentError, EpisodeView, SeesTarget, StreamingAgent
 
 if TYPE_CHECKING:
     from deeprec_env.episode import Episode
@@ -92,6 +92,8 @@ def play(
                 view_seed = episode_seed(seed, user, sample)
                 live[next_key] = _start(game, user, split, key=next_key, seed=view_seed, popularity=popularity)
                 fresh.append(live[next_key].view)
+                if isinstance(agent, SeesTarget):
+                    agent.reveal(next_key, live[next_key].episode.target)
                 next_key += 1
             if fresh:
                 source.submit(fresh)

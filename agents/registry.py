@@ -23,6 +23,7 @@ _BUILT_IN = {
     "popularity": "agents.popularity_agent:PopularityAgent",
     "trm": "agents.trm_agent:TRMAgent",
     "heuristic": "agents.heuristic_agent:HeuristicAgent",
+    "oracle": "agents.oracle_agent:OracleAgent",
     "llm": "agents.llm_agent:LlmAgent",
     "sb3_ppo": "agents.sb3_agent:PpoAgent",
     "sb3_dqn": "agents.sb3_agent:DqnAgent",

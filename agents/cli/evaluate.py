@@ -39,7 +39,7 @@ class Evaluate:
     def run(self) -> None:
         """Evaluate, write the table and print it."""
         from agents.compare import differences_to, render_differences
-        from agents.evaluate import evaluate, sample_users
+        from agents.evaluate import evaluate, sample_users, summarize
         from agents.report import write_report
         from deeprec_env.errors import unknown_name
 
@@ -64,7 +64,7 @@ class Evaluate:
                 progress=not self.quiet,
             )
             results.extend(result.agents)
-        say(write_report([result.summary() for result in results], [], self.out))
+        say(write_report([summarize(result) for result in results], [], self.out))
         if self.baseline is not None:
             say(render_differences(differences_to(self.baseline, results)))
 
@@ -80,14 +80,14 @@ class Report:
 
     def run(self) -> None:
         """Write table.md, table.csv and curves.png, and print the Markdown."""
-        from agents.evaluate import load_results
+        from agents.evaluate import load_results, summarize
         from agents.report import load_curves, write_report
 
         if not self.folder.is_dir():
             raise FileNotFoundError(
                 f"there is no folder {self.folder}; `deeprec evaluate --out {self.folder}` makes it"
             )
-        summaries = [result.summary() for result in load_results(self.folder)]
+        summaries = [summarize(result) for result in load_results(self.folder)]
         curves = [curve for run in (self.folder, *self.runs) for curve in load_curves(run)]
         if not summaries and not curves:
             raise ValueError(f"{self.folder} holds neither evaluated agents nor training runs; nothing to report")
