@@ -247,6 +247,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (AgentError, DeepRecError, TRMError, ValueError) as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}")
         return 1
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nstopped; the same command goes on from the last checkpoint")
+        return 130
     return 0
 
 

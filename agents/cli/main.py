@@ -37,6 +37,12 @@ Command = (
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake ends it with one sentence and exit status 2."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    given = list(sys.argv[1:] if args is None else args)
+    if given[:2] == ["train", "llm"]:
+        # Its options are the fields of a preset, which tyro can only offer once the preset is known.
+        from agents.llm_grpo import main as train_llm
+
+        raise SystemExit(train_llm(given[2:]))
     command = tyro.cli(Command, prog="deeprec", description="DeepRec as a text environment, and its agents.", args=args)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

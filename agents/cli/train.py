@@ -1,4 +1,4 @@
-"""`deeprec train`: policies of Stable-Baselines3."""
+"""`deeprec train`: policies of Stable-Baselines3. (`deeprec train llm` is `agents/llm_grpo.py`.)"""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def _no_test_split() -> GameChoice:
 @dataclass(frozen=True)
 class Train:
     """Train a policy by Stable-Baselines3 on the menu of preferences, or on preferences as vectors.
+
+    A language model is trained by `deeprec train llm PRESET`, which is `python agents/llm_grpo.py PRESET`.
 
     The same command goes on with a run that was stopped, and with more --steps makes it longer. The policy plays as
     ALGORITHM:FOLDER, such as sb3_ppo:runs/sb3_ppo, in `deeprec evaluate --agents`.

@@ -132,3 +132,10 @@ def test_the_help_needs_neither_torch_nor_the_environment() -> None:
     code = f"import sys, agents.cli; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_train_llm_is_the_script(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_of:
+        main(["train", "llm", "quickstrat"])
+    assert exit_of.value.code == 1
+    assert "quickstart" in capsys.readouterr().err
