@@ -220,7 +220,7 @@ class GrpoTrainer:
         if limit and not difference <= limit:
             engine = self._setup.engine.name
             raise AgentError(
-                f"stage {self._setup.name}, step {self.next_step}: the log-probabilities of engine {engine} and trainer "
+                f"stage {self._setup.name}, step {self.next_step}: log-probabilities of engine {engine} and trainer "
                 f"differ by up to {difference:.2g} nats, more than max_logp_difference {limit:g}; the engine does not "
                 "sample from this policy (old weights, another precision?); the last checkpoint stands"
             )
