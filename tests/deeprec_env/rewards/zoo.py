@@ -134,6 +134,9 @@ ZOO: dict[str, Policy] = {
     "title prefixes": _searches_then(three_wishes, _seen_as(lambda titles: [title[:6] for title in titles])),
     "every seen title on every line": _searches_then(("",), _seen_as(lambda titles: [" / ".join(titles)] * 10)),
     "titles in look-alike letters": _searches_then(("",), _seen_as(lambda ts: [t.translate(_LOOK_ALIKES) for t in ts])),
+    "titles with another year": _searches_then(
+        three_wishes, _seen_as(lambda titles: [f"{title.partition(' (')[0]} (1888)" for title in titles])
+    ),
     "invented titles": _searches_then(three_wishes, INVENTED),
     "one seen title, nine invented": _searches_then(three_wishes, _seen_as(lambda ts: [*ts[:1], *INVENTED[:9]])),
     "gibberish queries": _searches_then(GIBBERISH, seen_titles),
@@ -145,6 +148,17 @@ ZOO: dict[str, Policy] = {
     ),
     "words shuffled": _searches_then(
         _forms_of_first_wish("dark {} film".format, "film, {} dark".format, "{}: dark film".format), seen_titles
+    ),
+    "a number added": _searches_then(_forms_of_first_wish("{} 1".format, "{} 2".format, "{} 3".format), seen_titles),
+    "filler words": _searches_then(
+        _forms_of_first_wish(str, "{}, please".format, "I would like {} now, thank you".format), seen_titles
+    ),
+    "words in single letters": _searches_then(
+        _forms_of_first_wish(str, lambda w: " ".join(w), lambda w: "-".join(w)), seen_titles
+    ),
+    "queries in look-alike letters": _searches_then(
+        _forms_of_first_wish(str, lambda w: w.translate(_LOOK_ALIKES), lambda w: w[:3] + w[3:].translate(_LOOK_ALIKES)),
+        seen_titles,
     ),
     "queries in other letters": _searches_then(
         _forms_of_first_wish(
