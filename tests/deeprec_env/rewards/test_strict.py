@@ -138,6 +138,17 @@ def test_a_search_without_a_new_candidate_earns_nothing(world: World) -> None:
     assert [result.reward for result in results] == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize(("num_new", "paid"), [(0, 0.0), (2, 0.0), (3, 0.5)])
+def test_a_search_must_find_15_percent_new(world: World, num_new: int, paid: float) -> None:
+    answers = iter([tuple(range(1, 21)), tuple(range(1 + num_new, 21 + num_new))])
+    world.retriever.retrieve = lambda queries: [type("C", (), {"item_ids": next(answers)})]  # type: ignore[method-assign]
+    game = Game(world, GameConfig(stage="cold", exclude_history=False))
+    episode = game.start(0, "test")
+    for wish in ("noir", "comedy"):
+        (result,) = game.step([episode], [render_search(wish)])
+    assert result.info["reward_terms"]["invocation"] == paid
+
+
 def test_process_terms_are_paid_where_they_are_earned(world: World) -> None:
     episode = _honest(world, stage="cold")
     invocation = [turn.reward_terms["invocation"] for turn in episode.turns]
