@@ -1,16 +1,20 @@
 """The one forward pass of SFT and GRPO: log-probabilities of the sampled tokens and nothing else.
 
-Shape legend: N sequences, T tokens, M sampled tokens of all sequences in row order, V vocabulary.
+Shape legend: N sequences, T tokens, M sampled tokens of all sequences in row order, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from agents.grpo.batch import TokenBatch
 from agents.grpo.loss import entropy, token_logps
+
+CHUNK_NUMBERS = 2**26
+"""Logits that are made at a time: 256 MB in float32, 441 tokens of a vocabulary of 152,000."""
 
 
 def batch_rows(batch: TokenBatch, rows: list[int]) -> tuple[Tensor, Tensor]:
@@ -19,21 +23,51 @@ def batch_rows(batch: TokenBatch, rows: list[int]) -> tuple[Tensor, Tensor]:
     return batch.ids_NT[rows, :width], batch.mask_NT[rows, :width]
 
 
-def sampled_logps(model: PreTrainedModel, ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
+def sampled_logps(
+    model: PreTrainedModel, ids_NT: Tensor, mask_NT: Tensor, *, chunk_numbers: int = CHUNK_NUMBERS
+) -> tuple[Tensor, Tensor]:
     """Return float32 [M] log-probabilities, with gradient, and float32 [M] entropies, without.
 
-    Logits are made for positions before sampled tokens only: a large vocabulary costs nothing on observations. Padding
-    stands on the right, where causal attention keeps it from every real token, so no mask is needed.
+    Logits are made for positions before sampled tokens only: a large vocabulary costs nothing on observations. More
+    than `chunk_numbers` of them are made chunk by chunk, and again in the backward pass, so that they never lie in
+    memory together. Padding stands on the right, where causal attention keeps it from every real token, so no mask is
+    needed.
 
     Args:
         model: a causal model.
         ids_NT: int64 [N, T].
         mask_NT: bool [N, T], column 0 False.
+        chunk_numbers: logits at a time.
     """
     hidden_NTD = model.base_model(input_ids=ids_NT, use_cache=False).last_hidden_state
     wanted_NT = mask_NT[:, 1:]
-    logits_MV = model.get_output_embeddings()(hidden_NTD[:, :-1][wanted_NT])
-    logps_M = token_logps(logits_MV, ids_NT[:, 1:][wanted_NT])
+    hidden_MD, targets_M = hidden_NTD[:, :-1][wanted_NT], ids_NT[:, 1:][wanted_NT]
+    size = max(1, chunk_numbers // int(model.config.vocab_size))
+    if len(targets_M) <= size:
+        return _scores(model, hidden_MD, targets_M)
+    parts = [
+        checkpoint(_scores, model, hidden_MD[start : start + size], targets_M[start : start + size], use_reentrant=False)
+        for start in range(0, len(targets_M), size)
+    ]
+    return torch.cat([logps for logps, _ in parts]), torch.cat([entropies for _, entropies in parts])
+
+
+def _scores(model: PreTrainedModel, hidden_MD: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+    logits_MV = model.get_output_embeddings()(hidden_MD)
+    logps_M = token_logps(logits_MV, targets_M)
     with torch.no_grad():
         entropy_M = entropy(logits_MV)
     return logps_M, entropy_M
+
+
+class Scorer(torch.nn.Module):
+    """`sampled_logps` as a module, for backends that watch what a module's forward pass does."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Wrap the model; it is shared, not copied."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities and entropies, float32 [M] each."""
+        return sampled_logps(self.model, ids_NT, mask_NT)
