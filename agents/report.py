@@ -1,4 +1,4 @@
-"""Results for people: a table of agents as Markdown and CSV, reward curves as a PNG, and what their slopes say.
+"""Results for people: tables of agents as Markdown and CSV, reward curves as a PNG, and what their slopes say.
 
 Reads what evaluation and trainers have written; computes no metric of its own but the slope.
 """
@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.evaluate import METRICS, AgentSummary, Estimate
+from agents.compare import Difference, render_differences
+from agents.evaluate import DETAILS, METRICS, AgentSummary, Estimate
 from agents.slope import MIN_STEPS, reward_slope
+from agents.strata import StratumEstimate
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,8 @@ METRICS_FILE = "metrics.jsonl"
 """Trainers write one line a step: {"step": int, "stage": str, "reward_mean": float, ...}."""
 REWARD_TAG = "rollout/reward_mean"
 """The TensorBoard scalar that is read where a run has no metrics file."""
+_ENDS = ("", " low", " high")
+"""What follows a metric's name where mean and interval stand in columns of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +150,31 @@ def render_table(summaries: Sequence[AgentSummary]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_details(summaries: Sequence[AgentSummary]) -> str:
+    """Return the second Markdown table: where agents lose, and what their lists are like; "-" where rows do not say."""
+    names = ("Agent", *DETAILS, "Coverage", "Faults")
+    lines = [f"| {' | '.join(names)} |", f"|---|{'---:|' * (len(DETAILS) + 1)}---|"]
+    for summary in summaries:
+        estimates = [summary.details.get(name) for name in DETAILS]
+        cells = [_estimate_cell(name, estimate) for name, estimate in zip(DETAILS, estimates, strict=True)]
+        coverage = "-" if summary.coverage is None else f"{summary.coverage:.3f}"
+        faults = ", ".join(f"{fault} {share:.3f}" for fault, share in summary.share_by_fault.items())
+        lines.append(f"| {' | '.join((_cell(summary.agent), *cells, coverage, faults or '-'))} |")
+    return "\n".join(lines) + "\n"
+
+
 def _metric_cell(name: str, summary: AgentSummary) -> str:
-    estimate: Estimate = summary.metrics[name]
+    return _estimate_cell(name, summary.metrics[name])
+
+
+def _estimate_cell(name: str, estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
     if name == "Seconds/user":
         return f"{estimate.mean:.2g}"
-    digits = 2 if name in ("Searches", "Reward") else 3
+    if name == "Tokens/user":
+        return f"{estimate.mean:.0f}"
+    digits = 2 if name in ("Searches", "Reward", "Novelty") else 3
     return f"{estimate.mean:.{digits}f} ({estimate.low:.{digits}f}–{estimate.high:.{digits}f})"
 
 
@@ -159,27 +183,73 @@ def _cell(text: str) -> str:
 
 
 def write_csv(summaries: Sequence[AgentSummary], path: Path) -> None:
-    """Write the table with full precision: for every metric its mean and the interval's ends."""
+    """Write both tables with full precision: for every metric its mean and the interval's ends.
+
+    Coverage and the share of each kind of fault have no interval. What rows do not say is left empty.
+    """
+    faults = sorted({fault for summary in summaries for fault in summary.share_by_fault})
+    names = (*METRICS, *DETAILS)
+    header = ["agent", "dataset", "split", "num_users", *(f"{name}{end}" for name in names for end in _ENDS)]
+    lines: list[list[object]] = []
+    for summary in summaries:
+        estimates = {**summary.metrics, **summary.details}
+        values = [
+            getattr(estimates[name], end) if name in estimates else ""
+            for name in names
+            for end in ("mean", "low", "high")
+        ]
+        coverage = "" if summary.coverage is None else summary.coverage
+        shares = [summary.share_by_fault.get(fault, 0.0) for fault in faults]
+        lines.append([summary.agent, summary.dataset, summary.split, summary.num_users, *values, coverage, *shares])
+    _write_lines(path, [*header, "Coverage", *(f"fault {fault}" for fault in faults)], lines)
+
+
+def write_strata_csv(strata: Sequence[StratumEstimate], path: Path) -> None:
+    """Write a line for every agent in every group of users."""
+    names = list(dict.fromkeys(name for entry in strata for name in entry.metrics))
+    header = ["dataset", "split", "dimension", "users", "agent", "num_users"]
+    header += [f"{name}{end}" for name in names for end in _ENDS]
+    lines: list[list[object]] = [
+        [entry.dataset, entry.split, entry.stratum.dimension, entry.stratum.label, entry.agent, entry.num_users]
+        + [getattr(entry.metrics[name], end) for name in names for end in ("mean", "low", "high")]
+        for entry in strata
+    ]
+    _write_lines(path, header, lines)
+
+
+def _write_lines(path: Path, header: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
     with draft.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        bounds = (f"{name}{end}" for name in METRICS for end in ("", " low", " high"))
-        writer.writerow(["agent", "dataset", "split", "num_users", *bounds])
-        for summary in summaries:
-            values = (getattr(summary.metrics[name], end) for name in METRICS for end in ("mean", "low", "high"))
-            writer.writerow([summary.agent, summary.dataset, summary.split, summary.num_users, *values])
+        csv.writer(stream).writerows([header, *lines])
     draft.replace(path)
 
 
-def write_report(summaries: Sequence[AgentSummary], curves: Sequence[Curve], out: Path) -> str:
-    """Write table.md, table.csv and, if there are curves, curves.png into `out`; return the Markdown text."""
+def write_report(
+    summaries: Sequence[AgentSummary],
+    curves: Sequence[Curve],
+    out: Path,
+    *,
+    differences: Sequence[Difference] = (),
+    strata: Sequence[StratumEstimate] = (),
+) -> str:
+    """Write table.md, table.csv and, where there is something for them, strata.csv and curves.png into `out`.
+
+    Returns:
+        The text of table.md.
+    """
     out.mkdir(parents=True, exist_ok=True)
     parts = []
     for dataset, split in dict.fromkeys((summary.dataset, summary.split) for summary in summaries):
         group = [summary for summary in summaries if (summary.dataset, summary.split) == (dataset, split)]
         parts.append(f"### {dataset}, {split} split\n\n{render_table(group)}\n{_legend(group)}")
+        parts.append(f"Where they lose:\n\n{render_details(group)}\n{_DETAILS_LEGEND}")
+        paired = [entry for entry in differences if (entry.dataset, entry.split) == (dataset, split)]
+        if paired:
+            parts.append(f"Less *{paired[0].baseline}*, user by user:\n\n{render_differences(paired)}")
     write_csv(summaries, out / "table.csv")
+    if strata:
+        write_strata_csv(strata, out / "strata.csv")
     if curves:
         plot_curves(curves, out / "curves.png")
         parts.append(f"### Training reward\n\n{render_slopes(curves)}\n![reward curves](curves.png)\n")
@@ -188,6 +258,13 @@ def write_report(summaries: Sequence[AgentSummary], curves: Sequence[Curve], out
     draft.write_text(text, encoding="utf-8")
     draft.replace(out / "table.md")
     return text
+
+
+_DETAILS_LEGEND = (
+    "Retrieval failure: no search found the target. Ranking failure: a search found it, the list does not hold it. "
+    "Format failure: no well-formed list; faults by kind. Novelty: mean -log2 of the share of users who chose an item, "
+    "in bits. Coverage: share of the catalogue in at least one list. Tokens: sampled.\n"
+)
 
 
 def _legend(summaries: Sequence[AgentSummary]) -> str:

@@ -38,9 +38,10 @@ class Evaluate:
 
     def run(self) -> None:
         """Evaluate, write the table and print it."""
-        from agents.compare import differences_to, render_differences
+        from agents.compare import differences_to
         from agents.evaluate import evaluate, sample_users, summarize
         from agents.report import write_report
+        from agents.strata import estimate_strata
         from deeprec_env.errors import unknown_name
 
         players = [named_agent(spec) for spec in self.agents.split(",") if spec.strip()]
@@ -64,9 +65,9 @@ class Evaluate:
                 progress=not self.quiet,
             )
             results.extend(result.agents)
-        say(write_report([summarize(result) for result in results], [], self.out))
-        if self.baseline is not None:
-            say(render_differences(differences_to(self.baseline, results)))
+        differences = differences_to(self.baseline, results) if self.baseline is not None else []
+        summaries = [summarize(result) for result in results]
+        say(write_report(summaries, [], self.out, differences=differences, strata=estimate_strata(results)))
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@ import math
 
 import pytest
 
-from agents.compare import paired_difference, render_differences
+from agents.compare import differences_to, paired_difference, render_differences
 from agents.evaluate import AgentResult, Header, UserRow
 
 HEADER = Header(agent="a", fingerprint="", dataset="d", world="w", split="test", seed=0, game="g")
 
 
-def _result(name: str, ranks: dict[int, int], rewards: dict[int, float], **changes: str) -> AgentResult:
+def _result(name: str, ranks: dict[int, int], rewards: dict[int, float], **changes: object) -> AgentResult:
     rows = [UserRow(user, f"u{user}", ranks[user], 1, True, True, rewards[user], 0.0) for user in ranks]
     return AgentResult(dataclasses.replace(HEADER, agent=name, **changes), tuple(rows))
 
@@ -40,3 +40,25 @@ def test_only_like_is_compared() -> None:
         paired_difference(ours, _result("b", {0: 1}, {0: 1.0}, split="valid"))
     with pytest.raises(ValueError, match="got none"):
         paired_difference(ours, _result("b", {1: 1}, {1: 1.0}))
+
+
+def test_how_the_game_is_told_may_differ_but_not_its_rules() -> None:
+    rules = {"k": 20, "prompt_style": "full", "max_history": 20}
+    base = _result("trm", {0: 1}, {0: 1.0}, game="full", options=rules)
+    compact = _result("llm", {0: 2}, {0: 1.5}, game="compact", options={**rules, "prompt_style": "compact"})
+    assert paired_difference(compact, base).metrics["Reward"].mean == 0.5
+    easier = _result("easy", {0: 2}, {0: 1.5}, game="k=50", options={**rules, "k": 50})
+    with pytest.raises(ValueError, match="same game"):
+        paired_difference(easier, base)
+    older = _result("old", {0: 2}, {0: 1.5}, game="full")
+    assert paired_difference(older, base).num_users == 1
+
+
+def test_what_cannot_be_compared_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    base = _result("trm", {0: 1}, {0: 1.0})
+    elsewhere = _result("a", {0: 1}, {0: 1.0}, dataset="other")
+    results = [base, _result("b", {0: 1}, {0: 3.0}), _result("c", {1: 1}, {1: 1.0}), elsewhere]
+    assert [entry.agent for entry in differences_to("trm", results)] == ["b"]
+    assert "both c and trm have played" in caplog.text
+    with pytest.raises(ValueError, match="did you mean 'trm'"):
+        differences_to("tmr", results)

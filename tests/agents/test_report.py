@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from agents.report import (
     Curve,
     load_curves,
     plot_curves,
+    render_details,
     render_slopes,
     render_table,
     write_report,
 )
 from agents.slope import MIN_STEPS, reward_slope
+from agents.strata import Stratum, StratumEstimate
 
 
 def _summary(agent: str, *, num_users: int = 943, mean: float = 0.25) -> AgentSummary:
@@ -118,6 +121,41 @@ def test_the_table_has_a_line_an_agent_and_intervals() -> None:
     assert lines[2].startswith("| trm | 943 | 0.250 (0.125–0.500) |")
     assert lines[3].startswith("| a\\|b |")
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_the_second_table_says_where_agents_lose() -> None:
+    known = dataclasses.replace(
+        _summary("llm"),
+        details={"Ranking failure": Estimate(0.5, 0.25, 0.75), "Tokens/user": Estimate(120.4, 1.0, 2.0)},
+        coverage=0.125,
+        share_by_fault={"num_titles": 0.02, "no_action": 0.01},
+    )
+    head, _, first, second = render_details([known, _summary("old")]).splitlines()
+    cells = dict(zip(head.split(" | "), first.split(" | "), strict=True))
+    assert cells["Ranking failure"] == "0.500 (0.250–0.750)"
+    assert (cells["Retrieval failure"], cells["Tokens/user"], cells["Coverage"]) == ("-", "120", "0.125")
+    assert first.endswith("| num_titles 0.020, no_action 0.010 |")
+    assert second == "| old |" + " - |" * 8
+
+
+def test_the_csv_holds_what_the_second_table_adds(tmp_path: Path) -> None:
+    known = dataclasses.replace(
+        _summary("llm"), details={"Novelty": Estimate(1.0, 0.5, 1.5)}, coverage=0.5, share_by_fault={"no_action": 0.25}
+    )
+    strata = [StratumEstimate("llm", "ml-100k", "test", Stratum("n", 1, 4), 7, {"Recall@10": Estimate(0.5, 0.0, 1.0)})]
+    write_report([known, _summary("old")], [], tmp_path, strata=strata)
+    with (tmp_path / "table.csv").open(newline="") as stream:
+        llm, old = csv.DictReader(stream)
+    assert (llm["Novelty"], llm["Novelty high"], llm["Coverage"], llm["fault no_action"]) == (
+        "1.0",
+        "1.5",
+        "0.5",
+        "0.25",
+    )
+    assert (old["Novelty"], old["Novelty high"], old["Coverage"], old["fault no_action"]) == ("", "", "", "0.0")
+    with (tmp_path / "strata.csv").open(newline="") as stream:
+        (line,) = csv.DictReader(stream)
+    assert (line["users"], line["num_users"], line["Recall@10 high"]) == ("1–4", "7", "1.0")
 
 
 def test_slopes_say_no_more_than_the_interval_allows() -> None:
