@@ -24,6 +24,15 @@ class AgentError(Exception):
     """An agent cannot be built, or answered something that is no list of actions."""
 
 
+class EngineError(AgentError):
+    """An engine did not sample an action in spite of bounded retries; the other episodes can go on."""
+
+    def __init__(self, message: str, *, keys: Sequence[int]) -> None:
+        """Name the episodes, by `view.key`, that have no action; they are not under way any more."""
+        super().__init__(message)
+        self.keys = tuple(keys)
+
+
 @dataclass(frozen=True, slots=True)
 class SeenTurn:
     """One finished turn as the agent saw it: no reward, no oracle."""
@@ -139,7 +148,11 @@ class StreamingAgent(Agent, Protocol):
         ...
 
     def collect(self) -> list[tuple[int, str]]:
-        """Return `view.key` and action of at least one submitted episode, as soon as one is there."""
+        """Return `view.key` and action of at least one submitted episode, as soon as one is there.
+
+        Raises:
+            EngineError: if some cannot be answered; what is known of others comes with the next call.
+        """
         ...
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from agents.base import Agent, AgentError, EpisodeView, SeesTarget, StreamingAgent
+from agents.base import Agent, AgentError, EngineError, EpisodeView, SeesTarget, StreamingAgent
+from trm.errors import RetrieverError, RetrieverUnavailable
 
 if TYPE_CHECKING:
     from deeprec_env.episode import Episode
@@ -52,6 +53,7 @@ def play(
     num_samples: int = 1,
     progress: bool = False,
     on_end: Callable[[PlayedEpisode], None] | None = None,
+    on_failure: Callable[[int, Exception], None] | None = None,
 ) -> list[Episode]:
     """Return the ended episodes of all users, `num_samples` each, in the order of `users`.
 
@@ -70,9 +72,12 @@ def play(
         num_samples: episodes a user.
         progress: whether to show a progress bar.
         on_end: called with each episode as it ends, in the order of ending.
+        on_failure: called with key and error of an episode that the retriever or the engine failed; it is returned as
+            it was then, not ended, and the others go on. Without it the error is raised.
 
     Raises:
         AgentError: if the agent does not answer one string an episode.
+        RetrieverError: if the recommender is broken, without `on_failure`.
         ValueError: if batch_size or num_samples is below 1.
     """
     if batch_size < 1 or num_samples < 1:
@@ -97,7 +102,7 @@ def play(
                 next_key += 1
             if fresh:
                 source.submit(fresh)
-            stepped = _play_round(game, source, live)
+            stepped, failed = _play_round(game, source, live, tolerant=on_failure is not None)
             share = (time.perf_counter() - started) / len(live)
             for entry in live.values():
                 entry.seconds += share
@@ -108,6 +113,11 @@ def play(
                     bar.update()
                     if on_end is not None:
                         on_end(PlayedEpisode(entry.view.key, entry.episode, entry.seconds))
+            for key, error in failed.items():
+                ended[key] = live.pop(key).episode
+                bar.update()
+                if on_failure is not None:
+                    on_failure(key, error)
             going_on = [entry.view for entry in stepped if not entry.episode.ended]
             if going_on:
                 source.submit(going_on)
@@ -125,14 +135,36 @@ def _start(game: Game, user: int, split: str, *, key: int, seed: int, popularity
     return _Live(episode, EpisodeView(episode, game, key=key, seed=seed, popularity=popularity))
 
 
-def _play_round(game: Game, source: _Source, live: Mapping[int, _Live]) -> list[_Live]:
-    """Step the episodes that have an answer, and return them."""
-    answers = source.collect()
+def _play_round(
+    game: Game, source: _Source, live: Mapping[int, _Live], *, tolerant: bool
+) -> tuple[list[_Live], dict[int, Exception]]:
+    """Step the episodes that have an answer and return them, and what befell the others by key."""
+    try:
+        answers = source.collect()
+    except EngineError as error:
+        if not tolerant or not error.keys:
+            raise
+        return [], dict.fromkeys(error.keys, error)
     if not answers or any(key not in live for key, _ in answers):
         raise AgentError(f"expected answers to {len(live)} episodes that are under way, got {answers!r}")
-    entries = [live[key] for key, _ in answers]
-    game.step([entry.episode for entry in entries], [action for _, action in answers])
-    return entries
+    return _step([live[key] for key, _ in answers], [action for _, action in answers], game, tolerant=tolerant)
+
+
+def _step(
+    entries: list[_Live], actions: list[str], game: Game, *, tolerant: bool
+) -> tuple[list[_Live], dict[int, Exception]]:
+    try:
+        game.step([entry.episode for entry in entries], actions)
+    except RetrieverError as error:
+        if not tolerant:
+            raise
+        # A service that is down fails all of them; one that refuses may refuse a single query.
+        if isinstance(error, RetrieverUnavailable) or len(entries) == 1:
+            return [], {entry.view.key: error for entry in entries}
+        parts = [_step([one], [action], game, tolerant=True) for one, action in zip(entries, actions, strict=True)]
+        failed = {key: problem for _, problems in parts for key, problem in problems.items()}
+        return [entry for stepped, _ in parts for entry in stepped], failed
+    return entries, {}
 
 
 class _Source(Protocol):

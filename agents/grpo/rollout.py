@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from agents.base import AgentError
 from agents.grpo.types import Rollout, RolloutGroup
 from agents.llm_agent import LlmAgent
 from agents.play import play
@@ -14,11 +16,15 @@ if TYPE_CHECKING:
     from deeprec_env.episode import Episode
     from deeprec_env.game import Game
 
+logger = logging.getLogger(__name__)
+
 
 def collect_groups(
     game: Game, agent: LlmAgent, users: Sequence[int], *, group_size: int, seed: int, split: str = "train"
 ) -> list[RolloutGroup]:
     """Return one group a user, in the order of `users`; every rollout has a seed of its own.
+
+    A rollout that the retriever or the engine failed is counted in its group and left out, never replaced.
 
     Args:
         game: the rules and the world.
@@ -27,15 +33,42 @@ def collect_groups(
         group_size: rollouts a user.
         seed: another seed gives other rollouts, the same seed and weights the same ones.
         split: whose target is looked for.
+
+    Raises:
+        AgentError: if every rollout failed.
     """
     agent.forget()
-    num_rollouts = len(users) * group_size
-    episodes = play(game, agent, users, split=split, seed=seed, batch_size=num_rollouts, num_samples=group_size)
-    rollouts = [_rollout(episode, agent, key) for key, episode in enumerate(episodes)]
+    failures: dict[int, Exception] = {}
+    episodes = play(
+        game,
+        agent,
+        users,
+        split=split,
+        seed=seed,
+        batch_size=max(1, len(users) * group_size),
+        num_samples=group_size,
+        on_failure=failures.__setitem__,
+    )
+    if failures:
+        key, error = next(iter(failures.items()))
+        logger.warning("%d of %d rollouts failed; number %d: %s", len(failures), len(episodes), key, error)
+        if len(failures) == len(episodes):
+            raise AgentError(f"every one of {len(episodes)} rollouts failed: {error}") from error
     return [
-        RolloutGroup(user, tuple(rollouts[place * group_size : (place + 1) * group_size]))
-        for place, user in enumerate(users)
+        _group(user, episodes[first : first + group_size], agent, first=first, failures=failures)
+        for user, first in zip(users, range(0, len(episodes), group_size), strict=True)
     ]
+
+
+def _group(
+    user: int, episodes: Sequence[Episode], agent: LlmAgent, *, first: int, failures: Mapping[int, Exception]
+) -> RolloutGroup:
+    kept = [(key, episode) for key, episode in enumerate(episodes, first) if key not in failures]
+    return RolloutGroup(
+        user,
+        tuple(_rollout(episode, agent, key) for key, episode in kept),
+        num_failed=len(episodes) - len(kept),
+    )
 
 
 def _rollout(episode: Episode, agent: LlmAgent, key: int) -> Rollout:

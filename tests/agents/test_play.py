@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from agents.base import AgentError, EpisodeView
+from agents.base import AgentError, EngineError, EpisodeView
 from agents.heuristic_agent import HeuristicAgent
 from agents.play import PlayedEpisode, play
 from agents.random_agent import RandomAgent
@@ -13,6 +13,8 @@ from deeprec_env.config import GameConfig
 from deeprec_env.game import Game
 from deeprec_env.protocol import ActionKind, render_search
 from tests.fakes import build_fake_world
+from trm.errors import RetrieverRefused, RetrieverUnavailable
+from trm.types import Candidates, RetrievalQuery
 
 
 @pytest.fixture
@@ -138,3 +140,91 @@ def test_popularity_counts_training_only_and_cannot_be_written(game: Game) -> No
     assert popularity.tolist() == game.world.splits.train_counts().tolist()
     with pytest.raises(ValueError, match="read-only"):
         popularity[1] = 5
+
+
+class Flaky:
+    """A retriever that is down for one call, or refuses one preference."""
+
+    def __init__(self, game: Game, *, down_at: int = -1, refuses: str = "") -> None:
+        self._inner, self._down_at, self._refuses = game.world.retriever, down_at, refuses
+        self.num_calls = 0
+
+    def retrieve(self, queries: Sequence[RetrievalQuery]) -> list[Candidates]:
+        self.num_calls += 1
+        if self.num_calls == self._down_at:
+            raise RetrieverUnavailable("no answer in 3 attempts")
+        if any(query.preference == self._refuses for query in queries):
+            raise RetrieverRefused("bad query")
+        return self._inner.retrieve(queries)
+
+
+class KeyedSearcher:
+    """Searches for its key, twice, and gives up."""
+
+    name = "keyed"
+
+    def act(self, episodes: Sequence[EpisodeView]) -> list[str]:
+        return [render_search(f"noir {view.key}") if view.num_turns < 2 else "." for view in episodes]
+
+
+def _broken(game: Game, **options: object) -> Game:
+    game.world.retriever = Flaky(game, **options)  # type: ignore[arg-type,assignment]
+    return game
+
+
+def test_without_a_listener_a_dead_retriever_is_raised(game: Game) -> None:
+    with pytest.raises(RetrieverUnavailable):
+        play(_broken(game, down_at=1), KeyedSearcher(), [0, 1], split="test")
+
+
+def test_a_refused_query_fails_its_own_episode_only(game: Game) -> None:
+    failures: dict[int, Exception] = {}
+    episodes = play(
+        _broken(game, refuses="noir 1"), KeyedSearcher(), [0, 1, 2], split="test", on_failure=failures.__setitem__
+    )
+    assert [episode.ended for episode in episodes] == [True, False, True]
+    assert [episode.user_index for episode in episodes] == [0, 1, 2]
+    assert list(failures) == [1]
+    assert isinstance(failures[1], RetrieverRefused)
+    assert episodes[0].num_searches == 2
+    assert not episodes[1].turns
+
+
+def test_an_outage_fails_the_round_and_the_next_ones_go_on(game: Game) -> None:
+    failures: dict[int, Exception] = {}
+    world = _broken(game, down_at=1)
+    episodes = play(world, KeyedSearcher(), range(4), split="test", batch_size=2, on_failure=failures.__setitem__)
+    assert list(failures) == [0, 1]
+    assert [episode.ended for episode in episodes] == [False, False, True, True]
+
+
+class HalfDeadEngine:
+    """A streaming agent whose engine loses episode 1."""
+
+    name = "halfdead"
+
+    def __init__(self) -> None:
+        self._waiting: list[EpisodeView] = []
+
+    def act(self, episodes: Sequence[EpisodeView]) -> list[str]:
+        raise NotImplementedError
+
+    def submit(self, episodes: Sequence[EpisodeView]) -> None:
+        self._waiting.extend(episodes)
+
+    def collect(self) -> list[tuple[int, str]]:
+        lost = [view.key for view in self._waiting if view.key == 1]
+        if lost:
+            self._waiting = [view for view in self._waiting if view.key != 1]
+            raise EngineError("the server did not answer in 3 attempts", keys=lost)
+        waiting, self._waiting = self._waiting, []
+        return [(view.key, ".") for view in waiting]
+
+
+def test_an_episode_that_the_engine_lost_is_reported_and_the_others_end(game: Game) -> None:
+    failures: dict[int, Exception] = {}
+    episodes = play(game, HalfDeadEngine(), [0, 1, 2], split="test", on_failure=failures.__setitem__)
+    assert [episode.ended for episode in episodes] == [True, False, True]
+    assert list(failures) == [1]
+    with pytest.raises(EngineError, match="3 attempts"):
+        play(game, HalfDeadEngine(), [0, 1, 2], split="test")
