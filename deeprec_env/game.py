@@ -145,7 +145,7 @@ class Game:
         terms: dict[str, float] = {}
         kind, preference, reason = verdict.kind, verdict.preference, verdict.malformed_reason
         turn = Turn(action, observation, kind, preference, found, num_new, terms, reason)
-        terms.update(pay(episode, self._scorer.due(episode, turn, outcome)))
+        pay(episode, self._scorer.due(episode, turn, outcome), terms)
         episode.append(turn, verdict, outcome=outcome)
         return StepResult(observation, turn.reward, verdict.terminated, verdict.truncated, step_info(episode))
 

@@ -156,9 +156,11 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
         played = self.game.step([episodes[place] for place in live], [actions[place] for place in live])
         for place, result in zip(live, played, strict=True):
             results[place] = result
-        rewards = np.array([0.0 if result is None else result.reward for result in results], dtype=np.float64)
-        terminated = np.array([result is not None and result.terminated for result in results], dtype=np.bool_)
-        truncated = np.array([result is not None and result.truncated for result in results], dtype=np.bool_)
+        rewards = np.zeros(self.num_envs, dtype=np.float64)
+        terminated, truncated = np.zeros((2, self.num_envs), dtype=np.bool_)
+        rewards[live] = [result.reward for result in played]
+        terminated[live] = [result.terminated for result in played]
+        truncated[live] = [result.truncated for result in played]
         infos = [self._after(place, result) for place, result in enumerate(results)]
         return tuple(self._observations), rewards, terminated, truncated, batch_infos(infos)
 

@@ -43,12 +43,12 @@ class Scorer(Protocol):
         ...
 
 
-def pay(episode: Episode, due: Mapping[str, float]) -> dict[str, float]:
-    """Return what each term pays now: the total due, on the grid, less what has been paid."""
+def pay(episode: Episode, due: Mapping[str, float], terms: dict[str, float]) -> None:
+    """Put into terms what each pays now: the total due, on the grid, less what has been paid."""
     paid = episode.paid
-    if not paid:
-        return {name: round(total * _GRID) / _GRID for name, total in due.items()}
-    return {name: (round(total * _GRID) / _GRID if total else 0.0) - paid[name] for name, total in due.items()}
+    for name, total in due.items():
+        on_grid = round(total * _GRID) / _GRID if total else 0.0
+        terms[name] = on_grid - paid[name] if paid else on_grid
 
 
 def _coarse(value: float) -> float:

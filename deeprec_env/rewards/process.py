@@ -60,6 +60,18 @@ class JudgedSearch(NamedTuple):
 class DistinctPreferences:
     """The searches of one episode, and which of them ask for something new. Grows search by search."""
 
+    __slots__ = (
+        "_asked",
+        "_cap",
+        "_dots",
+        "_min_new_share",
+        "_near_duplicate",
+        "distance",
+        "judged",
+        "kept",
+        "vectors",
+    )
+
     def __init__(self, config: RewardConfig) -> None:
         """Hold the thresholds; nothing has been asked yet."""
         self._near_duplicate = config.near_duplicate
@@ -73,6 +85,8 @@ class DistinctPreferences:
         """The preferences that ask for something new, in order."""
         self.vectors: list[FloatArray] = []
         """Their unit embeddings."""
+        self.distance = 0.0
+        """The mean distance of the vectors, up to the configured cap; 0.0 with fewer than two."""
 
     def add(self, preference: str, vector: FloatArray, *, num_new: int, num_found: int) -> JudgedSearch:
         """Judge the next search.
@@ -88,12 +102,8 @@ class DistinctPreferences:
         if judged.newness is Newness.NEW:
             self.kept.append(preference)
             self.vectors.append(vector)
+            self.distance = capped_distance(self._dots, cap=self._cap)
         return judged
-
-    @property
-    def distance(self) -> float:
-        """The mean distance of the vectors, up to the configured cap; 0.0 with fewer than two."""
-        return capped_distance(self._dots, cap=self._cap)
 
     def _judge(self, preference: str, vector: FloatArray, share: float) -> JudgedSearch:
         words = canonical_preference(preference)
