@@ -212,6 +212,7 @@ def _load_replayed(key: _Key, file: Path, *, auto_prepare: bool) -> World:
     from deeprec_env.replayed import LateEncoder, load_vectors
     from trm.data.dataset import load_dataset
     from trm.data.prepare import DatasetRef, load_prepared, prepare_dataset
+    from trm.errors import DataFormatError
     from trm.recording import ReplayRetriever
 
     dataset_name, category, home, _ = key
@@ -221,16 +222,22 @@ def _load_replayed(key: _Key, file: Path, *, auto_prepare: bool) -> World:
         with _data_home(home):
             ref = DatasetRef(dataset_name, category)
             dataset = prepare_dataset(ref) if auto_prepare else load_prepared(ref)
-    kept = load_vectors(file)
-    return World(
+    kept, replay = load_vectors(file), ReplayRetriever(file)
+    world = World(
         dataset.name,
         dataset.catalog,
         dataset.splits,
-        retriever=ReplayRetriever(file),
+        retriever=replay,
         encoder=LateEncoder(kept.encoder_name, kept.encoder_dim),
         item_text_vectors=kept.item_text_vectors,
         item_id_vectors=kept.item_id_vectors,
     )
+    if replay.recommender != world.fingerprint:
+        raise DataFormatError(
+            f"{file}: a recording of the recommender {replay.recommender!r}, but beside it lie the vectors of "
+            f"{world.fingerprint!r}; record the run again"
+        )
+    return world
 
 
 def _load_prepared(key: _Key, *, auto_prepare: bool) -> World:

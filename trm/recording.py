@@ -1,12 +1,13 @@
 """Record and replay: every retrieval kept in a file, and a Retriever that answers from it and from nothing else.
 
-A file is JSON lines: first {"format": 1}, then a line for each different query with its answer. A line that was cut
-short by a crash is dropped when the file is opened again.
+A file is JSON lines: first {"format": 1, "recommender": "773c2eb2"}, then a line for each different query with its
+answer. A line that was cut short by a crash is dropped when the file is opened again. One process writes at a time.
 """
 
 from __future__ import annotations
 
 import difflib
+import fcntl
 import json
 import logging
 import weakref
@@ -16,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from trm.errors import DataFormatError, ReplayMiss
+from trm.errors import DataFormatError, ReplayMiss, RetrieverError
 from trm.types import Candidates, IntArray, RankingRetriever, RetrievalQuery
 from trm.wire import answer_record, query_record, read_answer, read_query
 
@@ -33,6 +34,8 @@ class _Tape:
     def __init__(self) -> None:
         self.answers: dict[RetrievalQuery, Candidates] = {}
         self.ranks: dict[_Ranked, int] = {}
+        self.recommender = ""
+        """The fingerprint of the recommender that was recorded."""
         self.num_good_bytes = 0
         """Up to the end of the last whole line."""
 
@@ -56,6 +59,7 @@ class _Tape:
         if number == 1:
             if record["format"] != FORMAT:
                 raise ValueError(f"format {record['format']}")
+            self.recommender = record["recommender"]
             return
         query = read_query(record)
         if "target" in record:
@@ -67,23 +71,35 @@ class _Tape:
 class RecordingRetriever:
     """Another Retriever's answers, each different one also written to a file before it is given."""
 
-    def __init__(self, retriever: RankingRetriever, path: Path) -> None:
+    def __init__(self, retriever: RankingRetriever, path: Path, *, recommender: str = "") -> None:
         """Open the file; what it holds already is kept and not written twice (but asked again).
 
+        Args:
+            retriever: answers.
+            path: the file.
+            recommender: the fingerprint of what answers.
+
         Raises:
-            DataFormatError: if the file is no recording.
+            DataFormatError: if the file is no recording, or one of another recommender.
+            RetrieverError: if another process is writing it.
         """
         self._retriever = retriever
         self._tape = _Tape()
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size:
-            self._tape.read(path)
-            with path.open("r+b") as file:
-                file.truncate(self._tape.num_good_bytes)
         self._stream: IO[str] = path.open("a", encoding="utf-8")
         weakref.finalize(self, self._stream.close)
+        self._lock(path)
+        if path.stat().st_size:
+            self._tape.read(path)
+            if self._tape.recommender != recommender:
+                raise DataFormatError(
+                    f"{path}: expected a recording of the recommender {recommender!r}, got one of "
+                    f"{self._tape.recommender!r}; record into another file"
+                )
+            self._stream.truncate(self._tape.num_good_bytes)
         if not self._tape.num_good_bytes:
-            self._write({"format": FORMAT})
+            self._write({"format": FORMAT, "recommender": recommender})
+            self._stream.flush()
 
     def retrieve(self, queries: Sequence[RetrievalQuery]) -> list[Candidates]:
         """Return the other Retriever's answers."""
@@ -109,6 +125,12 @@ class RecordingRetriever:
         """Close the file."""
         self._stream.close()
 
+    def _lock(self, path: Path) -> None:
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RetrieverError(f"{path} is being recorded by another process; record into another file") from error
+
     def _write(self, record: Mapping[str, object]) -> None:
         self._stream.write(json.dumps(record) + "\n")
 
@@ -126,6 +148,11 @@ class ReplayRetriever:
         self._path = path
         self._tape = _Tape()
         self._tape.read(path)
+
+    @property
+    def recommender(self) -> str:
+        """The fingerprint of the recommender that was recorded."""
+        return self._tape.recommender
 
     def retrieve(self, queries: Sequence[RetrievalQuery]) -> list[Candidates]:
         """Return one Candidates a query, in the order of the queries.

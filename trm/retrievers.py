@@ -52,7 +52,8 @@ def build_retriever(source: str | None, local: Callable[[], RankingRetriever], *
         return HttpRetriever(source, token=service_token()).checked(recommender)
     if kind == "record" and rest:
         recorded = rest.partition("@")[2]
-        return RecordingRetriever(build_retriever(recorded, local, recommender=recommender), recorded_file(source)[1])
+        inner = build_retriever(recorded, local, recommender=recommender)
+        return RecordingRetriever(inner, recorded_file(source)[1], recommender=recommender)
     if kind == "replay" and rest:
         return ReplayRetriever(recorded_file(source)[1])
     raise ValueError(f"expected http://HOST:PORT, record:FILE or replay:FILE, got {source!r}")

@@ -157,6 +157,7 @@ def run_service(app: ASGIApp, config: ServiceConfig) -> None:
         access_log=False,
         timeout_graceful_shutdown=config.shutdown_timeout_s,
         backlog=2048,
+        timeout_keep_alive=75,  # a policy may think for long between two searches
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.services.worlds import history, sample_world
-from trm.errors import DataFormatError, ReplayMiss
+from trm.errors import DataFormatError, ReplayMiss, RetrieverError
 from trm.recording import RecordingRetriever, ReplayRetriever
 from trm.retrievers import build_retriever, source_of
 from trm.types import RankingRetriever, RetrievalQuery
@@ -65,7 +65,7 @@ def test_each_query_is_kept_once_and_a_second_run_adds_only_what_is_new(tmp_path
     recorded(path, QUERIES)
     recorded(path, QUERIES)
     lines = path.read_text().splitlines()
-    assert json.loads(lines[0]) == {"format": 1}
+    assert json.loads(lines[0]) == {"format": 1, "recommender": ""}
     assert len(lines) == 1 + len(QUERIES) + 2
 
 
@@ -78,7 +78,15 @@ def test_a_line_that_a_crash_cut_short_is_recorded_again(tmp_path: Path) -> None
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("content", [b'{"format": 2}\n', b"rubbish\n", b'{"format": 1}\nrubbish\n{"a": 1}\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"format": 2}\n',
+        b"rubbish\n",
+        b'{"format": 1}\n',
+        b'{"format": 1, "recommender": ""}\nrubbish\n{"a": 1}\n',
+    ],
+)
 def test_a_file_that_is_no_recording_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
@@ -87,6 +95,18 @@ def test_a_file_that_is_no_recording_is_refused(tmp_path: Path, content: bytes) 
     with pytest.raises(DataFormatError):
         RecordingRetriever(local(), path)
     assert path.read_bytes() == content
+
+
+def test_a_recording_is_of_one_recommender_and_written_by_one_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    first = RecordingRetriever(local(), path, recommender="1c")
+    with pytest.raises(RetrieverError, match="being recorded by another process"):
+        RecordingRetriever(local(), path, recommender="1c")
+    first.close()
+    with pytest.raises(DataFormatError, match="expected a recording of the recommender '2d', got one of '1c'"):
+        RecordingRetriever(local(), path, recommender="2d")
+    RecordingRetriever(local(), path, recommender="1c").close()
+    assert ReplayRetriever(path).recommender == "1c"
 
 
 def test_sources_are_named_by_a_word(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,10 @@ def test_shards_side_by_side_make_one_folder(tmp_path: Path) -> None:
     assert "400 of 400 users" in done.stdout, done.stderr
 
 
+def rewards_of(metrics: Path) -> list[float]:
+    return [json.loads(line)["reward_mean"] for line in metrics.read_text().splitlines()]
+
+
 @pytest.mark.slow
 def test_the_paper_s_workflow_from_a_base_model_to_metrics(tmp_path: Path) -> None:
     grpo = ("num-steps", "2"), ("users-per-step", "2"), ("group-size", "2"), ("max-tokens", "32")
@@ -95,9 +101,14 @@ def test_the_paper_s_workflow_from_a_base_model_to_metrics(tmp_path: Path) -> No
     assert (tmp_path / "run" / "rec" / "policy" / "config.json").is_file()
 
     (tmp_path / "run" / "cold").rename(tmp_path / "elsewhere")
-    done = run("rec_train.sh", "--out", tmp_path / "other", tmp_path / "elsewhere", *TINY, *rec)
+    with Service("recall", "--dataset", "sample") as service:
+        options = ("--out", tmp_path / "other", "--retriever", service.url)
+        done = run("rec_train.sh", *options, tmp_path / "elsewhere", *TINY, *rec)
+        with urllib.request.urlopen(f"{service.url}/metrics", timeout=10) as answer:
+            assert 'path="/retrieve",status="200"' in answer.read().decode()
     assert done.returncode == 0, done.stderr + done.stdout
-    assert (tmp_path / "other" / "rec" / "policy" / "config.json").is_file()
+    one, other = (tmp_path / run / "rec" / "metrics.jsonl" for run in ("run", "other"))
+    assert rewards_of(one) == rewards_of(other), "the same candidates, the same rewards"
 
     for _ in range(2):
         done = run("eval_generate.sh", "--out", tmp_path / "run", "cpu", 0, 6, "run/rec", "--quiet", cwd=tmp_path)
