@@ -7,8 +7,9 @@ the caller: this module knows ids, histories and texts only.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -141,51 +142,39 @@ def build_recall_app(
         max_wait_s: how long a request waits for others to share a call.
     """
     metrics = ServiceMetrics()
-    batch_sizes = metrics.sizes("deeprec_batch_size", "Queries of one call of the recommender")
-    caches = _CacheCounters(world, metrics)
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recommender")  # a Retriever is not thread-safe
-    batcher: MicroBatcher[RetrievalQuery, Candidates] = MicroBatcher(
-        caches.watched(world.retriever.retrieve),
-        max_batch=max_batch,
-        max_wait_s=max_wait_s,
-        on_batch=batch_sizes.observe,
-        executor=executor,
-    )
-    ranker: MicroBatcher[tuple[RetrievalQuery, int], int] = MicroBatcher(
-        lambda pairs: [int(rank) for rank in world.retriever.ranks([q for q, _ in pairs], [t for _, t in pairs])],
-        max_wait_s=max_wait_s,
-        executor=executor,
-    )
-
-    def start() -> None:
-        batcher.start()
-        ranker.start()
-
-    async def stop() -> None:
-        await batcher.close()
-        await ranker.close()
-
+    calls = _Calls(world, metrics, max_batch=max_batch, max_wait_s=max_wait_s)
     app = build_service(
         "DeepRec retrieval",
         description="Items for a user's history and a preference in words.",
         health={**world.health, "num_items": world.num_items},
         metrics=metrics,
         config=config or ServiceConfig(),
-        on_start=start,
-        on_stop=stop,
+        on_start=calls.start,
+        on_stop=calls.close,
     )
+    _add_recall(app, world, calls, exclude_history=exclude_history)
+    _add_retrieve(app, world, calls)
+    return app
+
+
+def _add_recall(app: FastAPI, world: RecallWorld, calls: _Calls, *, exclude_history: bool) -> None:
+    """Add the endpoint of the original contract."""
     texts_json = [json.dumps(text, ensure_ascii=False).encode("utf-8", "replace") for text in world.item_texts]
 
     @app.post("/recall", response_model=RecallAnswer, responses=REFUSALS)
     async def recall(request: RecallRequest) -> Response:
-        queries = _recall_queries(request, world, exclude_history=exclude_history)
-        lists = (b",".join([texts_json[i] for i in found.item_ids]) for found in await _answered(batcher, queries))
+        found = await calls.retrieve(_recall_queries(request, world, exclude_history=exclude_history))
+        lists = (b",".join([texts_json[item_id] for item_id in answer.item_ids]) for answer in found)
         body = b'{"item_list":[' + b",".join([b"[" + texts + b"]" for texts in lists]) + b"]}"
         return Response(body, media_type="application/json")
 
+
+def _add_retrieve(app: FastAPI, world: RecallWorld, calls: _Calls) -> None:
+    """Add the endpoints of our own client."""
+
     @app.post("/retrieve", response_model=RetrieveAnswer, responses=REFUSALS)
     async def retrieve(request: RetrieveRequest) -> Response:
-        found = await _answered(batcher, _queries(request, world))
+        found = await calls.retrieve(_queries(request, world))
         body = json.dumps({"answers": [answer_record(answer) for answer in found]})
         return Response(body, media_type="application/json")
 
@@ -194,10 +183,56 @@ def build_recall_app(
         same_lengths(queries=request.queries, targets=request.targets)
         for place, target in enumerate(request.targets):
             _check_items(f"targets[{place}]", [target], world)
-        queries = _queries(request, world)
-        return RanksAnswer(ranks=await _answered(ranker, list(zip(queries, request.targets, strict=True))))
+        pairs = list(zip(_queries(request, world), request.targets, strict=True))
+        return RanksAnswer(ranks=await calls.ranks(pairs))
 
-    return app
+
+class _Calls:
+    """The calls of the recommender: in batches, one at a time, for it is not made for several threads."""
+
+    def __init__(self, world: RecallWorld, metrics: ServiceMetrics, *, max_batch: int, max_wait_s: float) -> None:
+        retriever = world.retriever
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recommender")
+        self._retrieve: MicroBatcher[RetrievalQuery, Candidates] = MicroBatcher(
+            _CacheCounters(world, metrics).watched(retriever.retrieve),
+            max_batch=max_batch,
+            max_wait_s=max_wait_s,
+            on_batch=metrics.sizes("deeprec_batch_size", "Queries of one call of the recommender").observe,
+            executor=executor,
+        )
+        self._ranks: MicroBatcher[tuple[RetrievalQuery, int], int] = MicroBatcher(
+            lambda pairs: [int(rank) for rank in retriever.ranks([q for q, _ in pairs], [t for _, t in pairs])],
+            max_wait_s=max_wait_s,
+            executor=executor,
+        )
+
+    def start(self) -> None:
+        self._retrieve.start()
+        self._ranks.start()
+
+    async def close(self) -> None:
+        await self._retrieve.close()
+        await self._ranks.close()
+
+    async def retrieve(self, queries: Sequence[RetrievalQuery]) -> list[Candidates]:
+        """Return one answer a query; a broken recommender is a Refusal."""
+        with _typed_refusals():
+            return await self._retrieve.submit(queries)
+
+    async def ranks(self, pairs: Sequence[tuple[RetrievalQuery, int]]) -> list[int]:
+        """Return one rank a query and target; errors as of `retrieve`."""
+        with _typed_refusals():
+            return await self._ranks.submit(pairs)
+
+
+@contextmanager
+def _typed_refusals() -> Iterator[None]:
+    try:
+        yield
+    except ReplayMiss as error:
+        raise Refusal(str(error), status=404) from error
+    except RetrieverError as error:
+        raise Refusal(f"the recommender behind this service failed: {error}", status=503) from error
 
 
 class _CacheCounters:
@@ -231,15 +266,6 @@ class _CacheCounters:
             return answers
 
         return watched
-
-
-async def _answered(batcher: MicroBatcher, queries: Sequence) -> list:
-    try:
-        return await batcher.submit(queries)
-    except ReplayMiss as error:
-        raise Refusal(str(error), status=404) from error
-    except RetrieverError as error:
-        raise Refusal(f"the recommender behind this service failed: {error}", status=503) from error
 
 
 def _recall_queries(request: RecallRequest, world: RecallWorld, *, exclude_history: bool) -> list[RetrievalQuery]:
