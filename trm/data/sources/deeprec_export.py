@@ -20,6 +20,7 @@ from trm.data.dataset import Dataset
 from trm.data.sources.deeprec import CATEGORIES_AS_TEXT, ID_FILES, META, RETRIEVAL
 from trm.data.splits import Split
 from trm.data.storage import written_folder
+from trm.data.user_numbers import are_numbers, user_numbers
 from trm.types import FloatArray, IntArray
 
 TEXT_VECTORS = "meta.embeddings.npy"
@@ -71,7 +72,7 @@ def write_deeprec(dataset: Dataset, folder: Path, *, trm: TRMArrays | None = Non
         retrieval.mkdir()
         rl.mkdir()
         _write_meta(dataset, retrieval / META)
-        layout_ids = _idx_of_users(dataset)
+        layout_ids = user_numbers(dataset.splits.user_ids)
         for split, name in ID_FILES.items():
             _write_lines(retrieval / name, _id_lines(dataset, split, layout_ids))  # type: ignore[arg-type]
         _write_lines(rl / TRAIN_TEXTS, _text_lines(dataset, layout_ids))
@@ -117,19 +118,9 @@ def _meta_record(item: Item, layout_id: int | str, *, as_text: bool) -> dict[str
 def _layout_item_ids(dataset: Dataset) -> Mapping[int, int | str]:
     """Return the id of each item in the layout: its own if all are whole numbers, else its place from 1."""
     own = {item.item_id: item.source_id for item in dataset.catalog}
-    if _are_numbers(own.values()):
+    if are_numbers(own.values()):
         return {item_id: int(source_id) for item_id, source_id in own.items()}
     return {item_id: item_id for item_id in own}
-
-
-def _idx_of_users(dataset: Dataset) -> list[int]:
-    """Return the idx of each user in the layout: its own id if all are whole numbers, else its index."""
-    user_ids = dataset.splits.user_ids
-    return [int(user_id) for user_id in user_ids] if _are_numbers(user_ids) else list(range(len(user_ids)))
-
-
-def _are_numbers(ids: Iterable[str]) -> bool:
-    return all(text.isascii() and text.isdecimal() and str(int(text)) == text for text in ids)
 
 
 def _id_lines(dataset: Dataset, split: Split, layout_ids: list[int]) -> Iterable[dict[str, Any]]:
