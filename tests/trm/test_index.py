@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -71,6 +72,22 @@ def test_exact_search_hides_padding_and_what_is_excluded(vectors: FloatArray) ->
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, ids, axis=1), atol=1e-6)
     few = ExactIndex(vectors[:4]).search(queries[:1], 10, excluded=[(2,)])
     assert sorted(few[0][0][np.isfinite(few[1][0])].tolist()) == [1, 3]
+
+
+def test_threads_do_not_share_their_scores(vectors: FloatArray) -> None:
+    index = ExactIndex(vectors)
+    queries = vectors[1:401]
+    expected, _ = index.search(queries, 5, excluded=[()] * 400)
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda row: index.search(queries[row : row + 1], 5, excluded=[()])[0], range(400)))
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.sort(expected))
+
+
+def test_large_batches_are_cut(vectors: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = ExactIndex(vectors).search(vectors[1:101], 5, excluded=[(1,)] * 100)
+    monkeypatch.setattr(index_module, "_SCORES_AT_ONCE", 7 * len(vectors))
+    cut, _ = ExactIndex(vectors).search(vectors[1:101], 5, excluded=[(1,)] * 100)
+    np.testing.assert_array_equal(np.sort(cut), np.sort(whole))
 
 
 @pytest.mark.parametrize("kind", KINDS)
