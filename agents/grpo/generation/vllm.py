@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     from agents.grpo.policy import Policy
 
 
+_BATCHED_TOKENS = 8192
+"""Tokens of one step of the engine, where prompts are not cut."""
+
+
 class WeightReceiver:
     """What the engine's worker can do besides; vLLM mixes it into its own class."""
 
@@ -93,6 +97,9 @@ class VllmGenerator:
             "worker_extension_cls": f"{WeightReceiver.__module__}.{WeightReceiver.__qualname__}",
             "disable_log_stats": True,
         }
+        if current_platform.is_cpu():
+            # A prompt cut in two draws a token that is thrown away, and CPU generators cannot step back.
+            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_length, _BATCHED_TOKENS)}
         with _random_state_kept():
             try:
                 self._llm = vllm.LLM(**options)

@@ -95,6 +95,17 @@ def test_it_samples_what_transformers_would(generator: VllmGenerator, policy: Po
     _assert_agrees(generator, policy)
 
 
+def test_many_long_prompts_at_once(generator: VllmGenerator, policy: Policy) -> None:
+    """More tokens than one step of the engine takes, with a seed each."""
+    requests = _requests(policy, 80, length=300)
+    rng = np.random.default_rng(0)
+    different = [
+        GenerationRequest(one.key, rng.integers(20, 500, size=len(one.ids)).tolist(), one.seed) for one in requests
+    ]
+    completions = generator.generate(different, _params(policy, max_tokens=4))
+    assert all(1 <= len(completion.ids) <= 4 for completion in completions)
+
+
 @pytest.mark.parametrize("scale", [0.002, 0.3])
 def test_it_follows_the_weights(generator: VllmGenerator, policy: Policy, scale: float) -> None:
     """A small update and a large one; cached prefixes of the old weights and the tied head must not survive."""
