@@ -105,7 +105,11 @@ def parse_int(text: str, *, what: str, where: str) -> int:
         DataFormatError: if text is no whole number.
     """
     try:
-        number = float(text) if "." in text or "e" in text.lower() else int(text)
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
         if number != int(number):
             raise ValueError(text)
     except (ValueError, OverflowError) as error:
