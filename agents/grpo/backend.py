@@ -1,4 +1,4 @@
-"""What holds the policy's weights while it is trained: forward, backward, the optimizer's step, and what is saved of it.
+"""What holds the policy's weights while it is trained: forward, backward, the optimizer's step, and what is saved.
 
 Two of them behind one class: plain torch here, DeepSpeed in agents.grpo.deepspeed_backend. What they save has one form,
 whole tensors under the model's own names, so that a checkpoint of either resumes under the other, on any number of
@@ -52,8 +52,12 @@ class Backend(ABC):
         self.device = local_device()
         torch.nn.Module.to(model, self.device)
         _choose_attention(model, config, self.device)
-        self.sampling_model = copy.deepcopy(model).eval() if self._wants_copy(config) else model
+        self.sampling_model = model
         """What an engine samples from and follows: the trained model, or a copy where that is split or adapted."""
+        if self._wants_copy(config):
+            self.sampling_model = copy.deepcopy(model).eval()
+            if config.precision == "bf16":
+                self.sampling_model.bfloat16()
         if config.lora_rank:
             add_adapters(model, rank=config.lora_rank, alpha=config.lora_alpha)
         if config.gradient_checkpointing:
@@ -121,6 +125,18 @@ class Backend(ABC):
                 targets[name].copy_(tensor)
 
     @torch.no_grad()
+    def plain_model(self) -> PreTrainedModel:
+        """Return the whole model in float32 without adapters: the sampling model, or a copy if that is rounded."""
+        if self.sampling_model.dtype == torch.float32:
+            return self.sampling_model
+        exact = copy.deepcopy(self.sampling_model)
+        torch.nn.Module.to(exact, "cpu", torch.float32)
+        targets = dict(exact.named_parameters())
+        for name, tensor in self.weights():
+            targets[name].copy_(tensor)
+        return exact
+
+    @torch.no_grad()
     def policy_weights(self) -> dict[str, Tensor] | None:
         """Return the `weights` in main memory on the first rank, None on the others; on all ranks."""
         return _collected(self.weights())
@@ -148,8 +164,8 @@ class Backend(ABC):
         named = state["moments"].keys() if state["num_updates"] else trained.keys()
         if named != trained.keys() or state["adapters"].keys() != {name for name in trained if "lora_" in name}:
             raise AgentError(
-                f"expected the optimizer's state of {len(trained)} weights, got one of {len(state['moments'])}; was the "
-                "checkpoint trained with another lora_rank?"
+                f"expected the optimizer's state of {len(trained)} weights, got one of {len(state['moments'])}; "
+                "was the checkpoint trained with another lora_rank?"
             )
         if state["adapters"]:
             self.set_whole(state["adapters"])
@@ -244,7 +260,7 @@ def build_backend(model: PreTrainedModel, config: BackendConfig, optimizer: Opti
 
 
 def _collected(named: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor] | None:
-    """Return copies in main memory on the first rank; the others go through them too, for all ranks put them together."""
+    """Return copies in main memory on the first rank; the others go through them too, for it takes all ranks."""
     first, kept = Ranks.current().first, {}
     for name, tensor in named:
         if first:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,7 +51,8 @@ class DeepSpeedBackend(Backend):
         super().__init__(model, config, optimizer)
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            meeting = Path(tempfile.mkdtemp()) / "ranks"
+            dist.init_process_group(backend, init_method=meeting.as_uri(), rank=0, world_size=1)
             os.environ.setdefault("LOCAL_RANK", "0")
         if self.device.type == "cpu":
             # An operation that DeepSpeed would compile for a minute; gloo does without.

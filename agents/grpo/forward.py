@@ -15,6 +15,8 @@ from agents.grpo.loss import entropy, token_logps
 
 CHUNK_NUMBERS = 2**26
 """Logits that are made at a time: 256 MB in float32, 441 tokens of a vocabulary of 152,000."""
+NOTHING = torch.zeros((1, 2), dtype=torch.int64), torch.tensor([[False, True]])
+"""Ids and mask of what a rank computes, and weighs by 0, while others have one micro-batch more."""
 
 
 def batch_rows(batch: TokenBatch, rows: list[int]) -> tuple[Tensor, Tensor]:
@@ -46,7 +48,9 @@ def sampled_logps(
     if len(targets_M) <= size:
         return _scores(model, hidden_MD, targets_M)
     parts = [
-        checkpoint(_scores, model, hidden_MD[start : start + size], targets_M[start : start + size], use_reentrant=False)
+        checkpoint(
+            _scores, model, hidden_MD[start : start + size], targets_M[start : start + size], use_reentrant=False
+        )
         for start in range(0, len(targets_M), size)
     ]
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropies for _, entropies in parts])

@@ -30,7 +30,8 @@ def add_adapters(model: PreTrainedModel, *, rank: int, alpha: float) -> None:
         import peft
     except ImportError as error:
         raise AgentError(f"lora_rank wants peft: pip install peft ({error})") from error
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=_linear_names(model))
+    options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": 0.0}
+    config = peft.LoraConfig(target_modules=_linear_names(model), **options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         peft.inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
@@ -52,9 +53,7 @@ def merged_name(name: str) -> str:
     return name.replace(_BASE, ".")
 
 
-def plain_weight(
-    model: PreTrainedModel, name: str, tensor: Tensor, *, whole: Callable[[Parameter], Tensor]
-) -> Tensor:
+def plain_weight(model: PreTrainedModel, name: str, tensor: Tensor, *, whole: Callable[[Parameter], Tensor]) -> Tensor:
     """Return a parameter of the model without adapters: the tensor, plus the adapter's product where there is one.
 
     Args:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -129,10 +131,16 @@ def _start_as_copier(model: LlamaForCausalLM) -> None:
         attention.o_proj.weight.copy_(_COPY_GAIN * rotation.T)
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
-    """Write model and tokenizer in the Hugging Face format, as transformers and vLLM load it."""
+def save_policy(policy: Policy, folder: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write model and tokenizer in the Hugging Face format, as transformers and vLLM load it.
+
+    Args:
+        policy: what is written.
+        folder: is made if it is not there.
+        weights: written in place of the model's own, by the same names (of tied weights one name).
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    policy.model.save_pretrained(folder)
+    policy.model.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
     policy.tokenizer.save_pretrained(folder)
 
 

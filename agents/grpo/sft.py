@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from agents.grpo.batch import TokenBatch, build_batch
-from agents.grpo.checkpoint import list_checkpoints, restore_checkpoint, save_checkpoint
-from agents.grpo.config import SftConfig
-from agents.grpo.forward import batch_rows, sampled_logps
+from agents.grpo.backend import Backend, OptimizerConfig, build_backend
+from agents.grpo.batch import TokenBatch, build_batch, micro_batches
+from agents.grpo.checkpoint import Checkpoint, explain, list_checkpoints, restore_checkpoint, save_checkpoint
+from agents.grpo.config import BackendConfig, SftConfig
+from agents.grpo.failures import FAILURES, Halt
+from agents.grpo.forward import NOTHING, batch_rows
 from agents.grpo.policy import Policy, load_policy
 from agents.grpo.progress import BAR_INTERVAL_S, RunLog
+from agents.grpo.ranks import Ranks, add_up
 from agents.grpo.tokenizer import encode
 from agents.grpo.types import TokenTrace
 
@@ -42,6 +44,9 @@ class Phase:
     batch_size: int
 
 
+_MAY_CHANGE = ("learning_rate", "max_grad_norm", "micro_batch_tokens", "checkpoint_every")
+"""What a run may be resumed with another value of."""
+_PLAIN = BackendConfig()
 _WARMUP_SHARE, _FINAL_SHARE = 0.05, 0.02
 _BUCKET_BATCHES = 16
 """Dialogues are sorted by length within so many batches, so that little is padding."""
@@ -66,8 +71,11 @@ def train_sft(
     folder: Path,
     seed: int,
     progress: bool = True,
+    backend: BackendConfig = _PLAIN,
 ) -> Policy:
     """Return the policy after the last phase; a run that was killed goes on from its last checkpoint.
+
+    All ranks call it with the same dialogues and share each update's among them; the first one writes.
 
     Args:
         policy: changed in place, unless a checkpoint takes its place.
@@ -76,39 +84,72 @@ def train_sft(
         folder: of the stage: checkpoints, metrics and events.
         seed: of the order.
         progress: whether to show a bar.
+        backend: what trains.
+
+    Raises:
+        AgentError: if the run cannot go on; the message says what is saved and what to do.
     """
     batch, schedule = _plan(policy, phases, seed=seed)
-    identity = {"sft": dataclasses.asdict(config), "seed": seed, "num_updates": len(schedule)}
-    checkpoints = list_checkpoints(folder / "checkpoints")
-    if checkpoints:
+    checkpoints, ranks = list_checkpoints(folder / "checkpoints"), Ranks.current()
+    if checkpoints and not backend.lora_rank:
         policy = load_policy(checkpoints[-1].policy_folder)
-    optimizer = torch.optim.AdamW(
-        policy.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+    trained = build_backend(
+        policy.model, backend, OptimizerConfig(config.weight_decay, config.max_grad_norm, betas=(0.9, 0.98))
     )
+    options = {key: value for key, value in dataclasses.asdict(config).items() if key not in _MAY_CHANGE}
+    identity = {"sft": options, "seed": seed, "num_updates": len(schedule), "lora_rank": backend.lora_rank}
     first = 0
     if checkpoints:
-        first = int(restore_checkpoint(checkpoints[-1], optimizer=optimizer, config=identity)["update"])
+        first = int(restore_checkpoint(checkpoints[-1], backend=trained, config=identity)["update"])
         logger.info("sft: going on at update %d of %d", first, len(schedule))
-    policy.model.train()
+    finished = first
+
+    def save() -> Checkpoint:
+        position = {"update": finished}
+        return save_checkpoint(
+            folder / "checkpoints", finished, policy, backend=trained, position=position, config=identity
+        )
+
     bar = tqdm(
-        total=len(schedule), initial=first, desc="sft", unit="update", disable=not progress, mininterval=BAR_INTERVAL_S
+        total=len(schedule),
+        initial=first,
+        desc="sft",
+        unit="update",
+        disable=not (progress and ranks.first),
+        mininterval=BAR_INTERVAL_S,
     )
-    with closing(RunLog(folder, stage="sft", first_step=first)) as log, bar:
-        for update in range(first, len(schedule)):
-            started = time.perf_counter()
-            rate = _set_learning_rate(optimizer, config.learning_rate, update, len(schedule))
-            metrics = _update(policy, optimizer, batch, schedule[update], config)
-            metrics["time/update_s"] = time.perf_counter() - started
-            log.write(update, {**metrics, "loss/learning_rate": rate})
-            bar.update()
-            bar.set_postfix(loss=f"{metrics['loss/sft']:.3f}", refresh=False)
-            finished = update + 1
-            if finished % config.checkpoint_every == 0 and finished < len(schedule):
-                position = {"update": finished}
-                save_checkpoint(
-                    folder / "checkpoints", finished, policy, optimizer=optimizer, position=position, config=identity
-                )
-    return policy
+    with _log(folder, first) as log, bar, trained.training():
+        try:
+            for update in range(first, len(schedule)):
+                started = time.perf_counter()
+                rate = _learning_rate(config.learning_rate, update, len(schedule))
+                metrics = _update(trained, batch, schedule[update], rate, micro_batch_tokens=config.micro_batch_tokens)
+                finished = update + 1
+                metrics["time/update_s"] = time.perf_counter() - started
+                if log is not None:
+                    log.write(update, {**metrics, "loss/learning_rate": rate})
+                bar.update()
+                bar.set_postfix(loss=f"{metrics['loss/sft']:.3f}", refresh=False)
+                if finished % config.checkpoint_every == 0 and finished < len(schedule):
+                    save()
+        except FAILURES as error:
+            together = ranks.size == 1 or isinstance(error, Halt)
+            where, root = f"sft, update {finished}", folder / "checkpoints"
+            stopped = explain(error, where=where, root=root, save=save if together else None)
+            if stopped is None:
+                raise
+            raise stopped from error
+    return Policy(trained.plain_model(), policy.tokenizer)
+
+
+@contextlib.contextmanager
+def _log(folder: Path, first_step: int) -> Iterator[RunLog | None]:
+    """Open the log on the first rank."""
+    if not Ranks.current().first:
+        yield None
+        return
+    with contextlib.closing(RunLog(folder, stage="sft", first_step=first_step)) as log:
+        yield log
 
 
 def _plan(policy: Policy, phases: Sequence[Phase], *, seed: int) -> tuple[TokenBatch, list[list[int]]]:
@@ -128,19 +169,34 @@ def _plan(policy: Policy, phases: Sequence[Phase], *, seed: int) -> tuple[TokenB
 
 
 def _update(
-    policy: Policy, optimizer: torch.optim.Optimizer, batch: TokenBatch, rows: list[int], config: SftConfig
+    backend: Backend, batch: TokenBatch, rows: list[int], learning_rate: float, *, micro_batch_tokens: int
 ) -> dict[str, float]:
-    ids_NT, mask_NT = batch_rows(batch, rows)
-    logps_M, entropy_M = sampled_logps(policy.model, ids_NT, mask_NT)
-    loss = -logps_M.mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.max_grad_norm)
-    optimizer.step()
+    """Take a step on these dialogues, this rank computing its share of them.
+
+    Raises:
+        Halt: if loss or gradient is not a number; then nothing was changed.
+    """
+    ranks = Ranks.current()
+    num_tokens = float(batch.mask_NT[rows].sum())
+    mine = ranks.share(rows)
+    parts = list(micro_batches(batch.lengths_N[mine].tolist(), max_tokens=micro_batch_tokens)) if mine else []
+    totals: dict[str, float] = {}
+    for number in range(max(ranks.gather(len(parts)))):
+        # A rank that is through goes on without dialogues, for all take the same number of passes.
+        places = parts[number] if number < len(parts) else []
+        ids_NT, mask_NT = batch_rows(batch, [mine[place] for place in places]) if places else NOTHING
+        logps_M, entropy_M = backend.score(ids_NT, mask_NT)
+        loss = -logps_M.sum() / num_tokens * (1.0 if places else 0.0)
+        backend.accumulate(loss)
+        add_up(totals, {"loss/sft": float(loss.detach()), "loss/entropy": float(entropy_M.sum()) * bool(places)})
+    totals = ranks.merge(totals)
+    norm = backend.step(learning_rate) if math.isfinite(totals["loss/sft"]) else math.nan
+    if not math.isfinite(norm):
+        raise Halt("loss or gradient is not a number", "lower learning_rate, then start again")
     return {
-        "loss/sft": float(loss.detach()),
-        "loss/entropy": float(entropy_M.mean()),
-        "loss/grad_norm": float(norm),
+        "loss/sft": totals["loss/sft"],
+        "loss/entropy": totals["loss/entropy"] / num_tokens,
+        "loss/grad_norm": norm,
         "data/tokens": float(batch.lengths_N[rows].sum()),
     }
 
@@ -157,14 +213,10 @@ def _epoch_batches(lengths: NDArray[np.int64], size: int, seed: list[int]) -> li
     return [batches[place] for place in rng.permutation(len(batches))]
 
 
-def _set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, update: int, num_updates: int) -> float:
-    """Set and return the rate of this update: a linear rise, then a cosine down to a fiftieth."""
+def _learning_rate(peak: float, update: int, num_updates: int) -> float:
+    """Return the rate of this update: a linear rise, then a cosine down to a fiftieth."""
     warmup = max(1, round(_WARMUP_SHARE * num_updates))
     if update < warmup:
-        rate = peak * (update + 1) / warmup
-    else:
-        done = (update - warmup) / max(1, num_updates - warmup)
-        rate = peak * (_FINAL_SHARE + (1 - _FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
+        return peak * (update + 1) / warmup
+    done = (update - warmup) / max(1, num_updates - warmup)
+    return peak * (_FINAL_SHARE + (1 - _FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2)

@@ -21,23 +21,29 @@ import torch
 from tqdm import tqdm
 
 from agents.base import AgentError
-from agents.grpo.advantage import group_advantages
-from agents.grpo.batch import TokenBatch, build_batch, micro_batches
-from agents.grpo.checkpoint import Checkpoint, list_checkpoints, restore_checkpoint, save_checkpoint
-from agents.grpo.config import GrpoConfig
+from agents.grpo.backend import Backend, OptimizerConfig, build_backend
+from agents.grpo.checkpoint import Checkpoint, explain, list_checkpoints, restore_checkpoint, save_checkpoint
+from agents.grpo.config import BackendConfig, GrpoConfig
 from agents.grpo.engines import Engine
-from agents.grpo.forward import batch_rows, sampled_logps
-from agents.grpo.loss import grpo_loss, token_weights
+from agents.grpo.failures import FAILURES, Halt, describe
 from agents.grpo.policy import Policy, load_policy
 from agents.grpo.progress import BAR_INTERVAL_S, RunLog
+from agents.grpo.ranks import Ranks, local_device
 from agents.grpo.rollout import collect_groups
 from agents.grpo.types import RolloutGroup
+from agents.grpo.update import Learner
 from agents.llm_agent import LlmAgent, PolicyCard
 
 if TYPE_CHECKING:
     from deeprec_env.game import Game
 
 logger = logging.getLogger(__name__)
+
+_MAY_CHANGE = (
+    *("num_steps", "users_per_step", "learning_rate", "max_grad_norm", "warmup_steps", "micro_batch_tokens"),
+    *("max_logp_difference", "correction_limit", "checkpoint_every", "transcript_every"),
+)
+"""What a run may be resumed with another value of: what its failures ask to change, and what changes no number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +61,17 @@ class StageSetup:
     """How the policy plays; of `max_tokens` the config's counts."""
     engine: Engine = field(default_factory=Engine)
     """What samples; one for all stages of a run."""
+    backend: BackendConfig = field(default_factory=BackendConfig)
+    """What trains."""
 
 
 def train_stage(policy: Policy, config: GrpoConfig, setup: StageSetup, *, progress: bool = True) -> Policy:
     """Return the policy after the last step; a run that was killed goes on from its last checkpoint.
 
+    All ranks call it; the first one writes. The policy that is returned is whole on every rank.
+
     Raises:
-        AgentError: if the loss is not a number (what was saved last is kept), or a checkpoint is of another run.
+        AgentError: if the run cannot go on; the message says what was saved and what to do.
     """
     trainer = GrpoTrainer(policy, config, setup)
     trainer.resume()
@@ -74,33 +84,51 @@ class GrpoTrainer:
 
     def __init__(self, policy: Policy, config: GrpoConfig, setup: StageSetup) -> None:
         """Build the trainer; `policy` is changed in place unless `resume` finds a checkpoint."""
-        self._config, self._setup = config, setup
-        self._reference = copy.deepcopy(policy.model).eval() if config.kl_coef > 0 else None
+        self._config, self._setup, self._ranks = config, setup, Ranks.current()
+        self._start = policy
+        self._reference = None
+        if config.kl_coef > 0:
+            self._reference = copy.deepcopy(policy.model).eval()
+            torch.nn.Module.to(self._reference, local_device())
+        self._parts: tuple[Backend, Learner, LlmAgent] | None = None
         self.next_step = 0
-        self._use(policy)
 
-    def _use(self, policy: Policy) -> None:
-        config = self._config
-        self.policy = policy
-        self._optimizer = torch.optim.AdamW(
-            policy.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
-        )
-        card = dataclasses.replace(self._setup.card, max_tokens=config.max_tokens)
-        self._agent = LlmAgent.of_policy(
-            policy,
-            card,
-            temperature=config.temperature,
-            name=self._setup.name,
-            generator=self._setup.engine.follow(policy),
-        )
+    def _use(self) -> tuple[Backend, Learner, LlmAgent]:
+        """Return backend, learner and agent, made when they are first asked for: `resume` may bring another policy."""
+        if self._parts is None:
+            config, setup, policy = self._config, self._setup, self._start
+            optimizer = OptimizerConfig(config.weight_decay, config.max_grad_norm, betas=(0.9, 0.99))
+            backend = build_backend(policy.model, setup.backend, optimizer)
+            sampled = Policy(backend.sampling_model, policy.tokenizer)
+            agent = LlmAgent.of_policy(
+                sampled,
+                dataclasses.replace(setup.card, max_tokens=config.max_tokens),
+                temperature=config.temperature,
+                name=setup.name,
+                generator=setup.engine.follow(sampled),
+            )
+            learner = Learner(backend, config, pad_id=policy.pad_id, reference=self._reference)
+            self._parts = backend, learner, agent
+        return self._parts
+
+    @property
+    def policy(self) -> Policy:
+        """The policy as it is now, without adapters and whole, whatever the backend."""
+        return Policy(self._use()[0].plain_model(), self._start.tokenizer)
 
     @property
     def _checkpoint_root(self) -> Path:
         return self._setup.folder / "checkpoints"
 
     def _identity(self) -> dict[str, Any]:
-        options = {key: value for key, value in dataclasses.asdict(self._config).items() if key != "num_steps"}
-        return {**options, "stage": self._setup.name, "seed": self._setup.seed, "num_users": len(self._setup.users)}
+        options = {key: value for key, value in dataclasses.asdict(self._config).items() if key not in _MAY_CHANGE}
+        return {
+            **options,
+            "stage": self._setup.name,
+            "seed": self._setup.seed,
+            "num_users": len(self._setup.users),
+            "lora_rank": self._setup.backend.lora_rank,
+        }
 
     def resume(self) -> Checkpoint | None:
         """Go back to the newest checkpoint, if there is one, and return it."""
@@ -108,158 +136,132 @@ class GrpoTrainer:
         if not checkpoints:
             return None
         newest = checkpoints[-1]
-        self._use(load_policy(newest.policy_folder))
-        position = restore_checkpoint(newest, optimizer=self._optimizer, config=self._identity())
+        # Adapters adapt the policy that the stage began with; the checkpoint's policy has them merged.
+        if not self._setup.backend.lora_rank:
+            self._start = load_policy(newest.policy_folder)
+        self._parts = None
+        backend, _, agent = self._use()
+        position = restore_checkpoint(newest, backend=backend, config=self._identity())
+        agent.generator.weights_changed()
         self.next_step = int(position["next_step"])
         logger.info("%s: going on at step %d of %d", self._setup.name, self.next_step, self._config.num_steps)
         return newest
 
     def run(self, *, progress: bool = True) -> None:
-        """Do all steps that are left."""
+        """Do all steps that are left.
+
+        Raises:
+            AgentError: if the run cannot go on; what could be saved is, and the message says what to do.
+        """
         config, setup = self._config, self._setup
-        log = RunLog(setup.folder, stage=setup.name, first_step=self.next_step)
+        first = self._ranks.first
         bar = tqdm(
             total=config.num_steps,
             initial=self.next_step,
             desc=setup.name,
             unit="step",
-            disable=not progress,
+            disable=not (progress and first),
             mininterval=BAR_INTERVAL_S,
         )
+        log: RunLog | None = None
         try:
+            log = RunLog(setup.folder, stage=setup.name, first_step=self.next_step) if first else None
             while self.next_step < config.num_steps:
                 step = self.next_step
                 groups, metrics = self.step()
-                log.write(step, metrics)
-                if step % config.transcript_every == 0:
-                    _write_transcripts(log, step, groups)
+                if log is not None:
+                    log.write(step, metrics)
+                    if step % config.transcript_every == 0:
+                        _write_transcripts(log, step, groups)
                 bar.update()
                 bar.set_postfix(reward=f"{metrics['rollout/reward_mean']:.3f}", refresh=False)
                 if self.next_step % config.checkpoint_every == 0 and self.next_step < config.num_steps:
                     self.save()
+        except FAILURES as error:
+            stopped = self._stopped(error)
+            if stopped is None:
+                raise
+            raise stopped from error
         finally:
             bar.close()
-            log.close()
+            if log is not None:
+                log.close()
+
+    def _stopped(self, error: Exception) -> AgentError | None:
+        """Save what can be saved and return the error in words; None if it is no known trouble."""
+        together = self._ranks.size == 1 or isinstance(error, Halt)
+        changed = self._parts is None or self._parts[1].changed
+        where = f"stage {self._setup.name}, step {self.next_step}"
+        save = self.save if together and not changed else None
+        return explain(error, where=where, root=self._checkpoint_root, save=save)
 
     def save(self) -> Checkpoint:
         """Write a checkpoint of the state after the last finished step."""
         return save_checkpoint(
             self._checkpoint_root,
             self.next_step,
-            self.policy,
-            optimizer=self._optimizer,
+            self._start,
+            backend=self._use()[0],
             position={"next_step": self.next_step},
             config=self._identity(),
         )
 
     def step(self) -> tuple[list[RolloutGroup], dict[str, float]]:
-        """Play one batch of groups, update the policy on it, and return both groups and metrics."""
-        config, setup = self._config, self._setup
+        """Play one batch of groups, update the policy on it, and return both this rank's groups and all ranks' metrics.
+
+        Raises:
+            AgentError: if sampling failed or the update was refused; the policy is what it was, on all ranks.
+        """
+        config, ranks = self._config, self._ranks
+        backend, learner, agent = self._use()
         started = time.perf_counter()
-        users = step_users(setup.users, config.users_per_step, step=self.next_step, seed=setup.seed)
-        seed = int(np.random.SeedSequence([setup.seed, self.next_step]).generate_state(1)[0])
-        groups = collect_groups(setup.game, self._agent, users, group_size=config.group_size, seed=seed)
+        groups = self._play(agent)
         played = time.perf_counter()
         useful = [group for group in groups if group.has_signal]
-        metrics = _group_metrics(groups)
-        if useful:
-            self._set_learning_rate()
-            for number, part in enumerate(
-                np.array_split(np.arange(len(useful)), min(config.num_minibatches, len(useful)))
-            ):
-                metrics |= self._update([useful[place] for place in part], on_policy=number == 0)
-        self._agent.generator.weights_changed()
+        num_groups, num_useful = int(ranks.total(len(groups))), int(ranks.total(len(useful)))
+        metrics = _group_metrics(groups, ranks)
+        if num_useful:
+            parts = np.array_split(np.arange(len(useful)), min(config.num_minibatches, num_useful))
+            rate = config.learning_rate * min(1.0, (self.next_step + 1) / max(1, config.warmup_steps))
+            metrics |= learner.learn([[useful[place] for place in part] for part in parts], learning_rate=rate)
+        backend.follow()
+        agent.generator.weights_changed()
         self.next_step += 1
+        learner.changed = False
         finished = time.perf_counter()
+        sampled = sum(sum(rollout.trace.loss_mask) for group in groups for rollout in group.rollouts)
         metrics |= {
-            "data/zero_variance_groups": float(len(groups) - len(useful)),
+            "data/zero_variance_groups": float(num_groups - num_useful),
             "time/generate_s": played - started,
             "time/update_s": finished - played,
+            "time/sampled_tokens_per_s": ranks.total(sampled) / (played - started),
         }
         return groups, metrics
 
-    def _update(self, groups: Sequence[RolloutGroup], *, on_policy: bool) -> dict[str, float]:
-        """Take one optimizer step on these groups; `on_policy` if the weights are still those that sampled them."""
-        config, model = self._config, self.policy.model
-        advantages = [
-            advantages_T
-            for group in groups
-            for advantages_T in group_advantages(config.advantage, [rollout.turn_rewards for rollout in group.rollouts])
-        ]
-        traces = [rollout.trace for group in groups for rollout in group.rollouts]
-        batch = build_batch(traces, advantages, pad_id=self.policy.pad_id)
-        weights_NT = token_weights(batch.mask_NT, config.normalization, constant=config.max_tokens)
-        model.train()
-        self._optimizer.zero_grad(set_to_none=True)
-        totals: dict[str, float] = {}
-        for rows in micro_batches(batch.lengths_N.tolist(), max_tokens=config.micro_batch_tokens):
-            for name, value in self._backward(batch, weights_NT, rows).items():
-                totals[name] = (
-                    max(totals.get(name, 0.0), value) if name.endswith("_max") else totals.get(name, 0) + value
-                )
-        if on_policy:
-            self._check_engine(totals["loss/logp_difference_max"])
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise AgentError(
-                f"stage {self._setup.name}, step {self.next_step}: the gradient is not a number; the policy was not "
-                "changed, the last checkpoint stands: lower learning_rate and start again"
-            )
-        self._optimizer.step()
-        num_tokens = float(batch.mask_NT.sum())
-        return {
-            **{name: value / num_tokens if name == "loss/entropy" else value for name, value in totals.items()},
-            "loss/grad_norm": float(norm),
-            "loss/learning_rate": float(self._optimizer.param_groups[0]["lr"]),
-            "data/tokens": float(batch.num_tokens),
-            "data/sampled_tokens": num_tokens,
-        }
+    def _play(self, agent: LlmAgent) -> list[RolloutGroup]:
+        """Return the groups of this rank's users; if sampling fails on one rank, all raise."""
+        config, setup = self._config, self._setup
+        users = step_users(setup.users, config.users_per_step, step=self.next_step, seed=setup.seed)
+        seed = int(np.random.SeedSequence([setup.seed, self.next_step]).generate_state(1)[0])
+        groups: list[RolloutGroup] = []
+        failure: Exception | None = None
+        try:
+            mine = self._ranks.share(users)
+            groups = collect_groups(setup.game, agent, mine, group_size=config.group_size, seed=seed)
+        except FAILURES as error:
+            failure = error
+        if failure is not None and self._ranks.size == 1:
+            raise failure
+        for rank, problem in enumerate(self._ranks.gather(_in_words(failure))):
+            if problem is not None:
+                raise Halt(f"sampling failed on rank {rank}: {problem[0]}", problem[1]) from failure
+        return groups
 
-    def _check_engine(self, difference: float) -> None:
-        limit = self._config.max_logp_difference
-        if limit and not difference <= limit:
-            engine = self._setup.engine.name
-            raise AgentError(
-                f"stage {self._setup.name}, step {self.next_step}: log-probabilities of engine {engine} and trainer "
-                f"differ by up to {difference:.2g} nats, more than max_logp_difference {limit:g}; the engine does not "
-                "sample from this policy (old weights, another precision?); the last checkpoint stands"
-            )
 
-    def _backward(self, batch: TokenBatch, weights_NT: torch.Tensor, rows: list[int]) -> dict[str, float]:
-        """Accumulate the gradient of some rows and return their share of the loss's terms."""
-        config = self._config
-        ids_NT, mask_NT = batch_rows(batch, rows)
-        width = ids_NT.shape[1]
-        logps_M, entropy_M = sampled_logps(self.policy.model, ids_NT, mask_NT)
-        reference_M = None
-        if self._reference is not None:
-            with torch.no_grad():
-                reference_M, _ = sampled_logps(self._reference, ids_NT, mask_NT)
-        engine_M = batch.logps_NT[rows, :width][mask_NT]
-        terms = grpo_loss(
-            logps_M,
-            engine_M,
-            batch.advantages_NT[rows, :width][mask_NT],
-            weights_NT[rows, :width][mask_NT],
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            ref_logps_NT=reference_M,
-            kl_coef=config.kl_coef,
-        )
-        terms.loss.backward()
-        return {
-            "loss/policy": float(terms.policy),
-            "loss/kl": float(terms.kl),
-            "loss/clip_fraction": float(terms.clip_fraction),
-            "loss/is_ratio_mean": float(terms.ratio),
-            "loss/entropy": float(entropy_M.sum()),
-            "loss/logp_difference_max": float((logps_M.detach() - engine_M).abs().max()),
-        }
-
-    def _set_learning_rate(self) -> None:
-        rise = min(1.0, (self.next_step + 1) / max(1, self._config.warmup_steps))
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._config.learning_rate * rise
+def _in_words(error: Exception | None) -> tuple[str, str] | None:
+    if error is None:
+        return None
+    return describe(error) or (f"{type(error).__name__}: {error}", "see to that, then start the same command again")
 
 
 def step_users(users: Sequence[int], count: int, *, step: int, seed: int) -> list[int]:
@@ -277,19 +279,22 @@ def step_users(users: Sequence[int], count: int, *, step: int, seed: int) -> lis
     return picked
 
 
-def _group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    names = dict.fromkeys(name for rollout in rollouts for name in rollout.metrics)
-    rewards = np.array([rollout.reward for rollout in rollouts])
+def _group_metrics(groups: Sequence[RolloutGroup], ranks: Ranks) -> dict[str, float]:
+    """Return the means over all ranks' rollouts; failed ones are counted and are in no mean."""
+    mine = [(rollout.reward, dict(rollout.metrics)) for group in groups for rollout in group.rollouts]
+    rollouts = [rollout for of_rank in ranks.gather(mine) for rollout in of_rank]
+    names = dict.fromkeys(name for _, metrics in rollouts for name in metrics)
+    rewards = np.array([reward for reward, _ in rollouts])
     return {
         "rollout/reward_mean": float(rewards.mean()),
         "rollout/reward_std": float(rewards.std()),
-        **{name: float(np.mean([rollout.metrics.get(name, 0.0) for rollout in rollouts])) for name in names},
-        "data/failed_rollouts": float(sum(group.num_failed for group in groups)),
+        **{name: float(np.mean([metrics.get(name, 0.0) for _, metrics in rollouts])) for name in names},
+        "data/failed_rollouts": ranks.total(sum(group.num_failed for group in groups)),
     }
 
 
 def _write_transcripts(log: RunLog, step: int, groups: Sequence[RolloutGroup]) -> None:
+    """Write the worst, the median and the best of the first rank's rollouts."""
     rollouts = sorted((rollout for group in groups for rollout in group.rollouts), key=lambda rollout: rollout.reward)
     for name, rollout in (("worst", rollouts[0]), ("median", rollouts[len(rollouts) // 2]), ("best", rollouts[-1])):
         lines = [f"reward {rollout.reward:.3f}; a turn: {', '.join(f'{paid:.3f}' for paid in rollout.turn_rewards)}"]
