@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +14,10 @@ from tyro.conf import Positional
 from agents.cli.common import GameChoice, chosen_game, game_for, named_agent, positive, say
 
 if TYPE_CHECKING:
+    from agents.compare import Difference
     from agents.evaluate import AgentResult
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,27 +77,55 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Report:
-    """Draw the table and the reward curves of everything that was evaluated and trained under a folder."""
+    """Draw everything that was evaluated and trained under a folder: tables, curves, and one page to look at."""
 
     folder: Positional[Path]
     """What was given to `deeprec evaluate --out`; training runs in it are found as well."""
     runs: tuple[Path, ...] = ()
     """Folders of further training runs."""
+    baseline: str | None = None
+    """An agent of the table, such as trm, that the others are compared with, user by user."""
+    users: int = 1000
+    """How many users the page's browser of transcripts holds; 0 leaves it out."""
+    page: bool = True
+    """Whether to write report.html."""
 
     def run(self) -> None:
-        """Write table.md, table.csv and curves.png, and print the Markdown."""
+        """Write table.md, table.csv, strata.csv, curves.png and report.html, and print the Markdown."""
+        from agents.compare import differences_to
         from agents.evaluate import load_results, summarize
         from agents.report import load_curves, write_report
+        from agents.strata import estimate_strata
 
         if not self.folder.is_dir():
             raise FileNotFoundError(
                 f"there is no folder {self.folder}; `deeprec evaluate --out {self.folder}` makes it"
             )
-        summaries = [summarize(result) for result in load_results(self.folder)]
+        if self.users < 0:
+            raise ValueError(f"--users must be at least 0, got {self.users}")
+        logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it tells of each file that it has read
+        results = load_results(self.folder)
         curves = [curve for run in (self.folder, *self.runs) for curve in load_curves(run)]
-        if not summaries and not curves:
+        if not results and not curves:
             raise ValueError(f"{self.folder} holds neither evaluated agents nor training runs; nothing to report")
-        say(write_report(summaries, curves, self.folder))
+        differences = differences_to(self.baseline, results) if self.baseline is not None else []
+        summaries, strata = [summarize(result) for result in results], estimate_strata(results)
+        say(write_report(summaries, curves, self.folder, differences=differences, strata=strata))
+        if self.page:
+            self._write_page(results, differences)
+
+    def _write_page(self, results: Sequence[AgentResult], differences: Sequence[Difference]) -> None:
+        try:
+            from agents.report_page import PAGE_FILE, write_page
+        except ModuleNotFoundError as error:
+            logger.warning("report.html is not written: %s; pip install 'deeprec-env[report]'", error)
+            return
+        from agents.training_log import load_run_logs
+
+        runs = [log for run in (self.folder, *self.runs) for log in load_run_logs(run)]
+        path = self.folder / PAGE_FILE
+        write_page(results, runs, path, differences=differences, max_users=self.users)
+        logger.info("%s: open it in a browser", path)
 
 
 @dataclass(frozen=True)
