@@ -3,6 +3,7 @@
     python agents/llm_grpo.py quickstart                      a micro Llama on MovieLens-100K, minutes on two cores
     python agents/llm_grpo.py quickstart --fast               every step, shorter
     python agents/llm_grpo.py quickstart --rec.num-steps 80   any field of the preset, see --help
+    torchrun --nproc-per-node 8 agents/llm_grpo.py ...        one process a GPU, see docs/training.md
 
 Every stage leaves a folder OUT/STAGE with its policy in Hugging Face format, metrics.jsonl and TensorBoard events. A
 stage that is finished is skipped, one that was killed goes on from its last checkpoint.
@@ -35,6 +36,7 @@ from agents.grpo.drills import copy_drills
 from agents.grpo.engines import Engine
 from agents.grpo.policy import Policy, build_policy, load_policy, save_policy
 from agents.grpo.progress import METRICS_FILE, read_metrics
+from agents.grpo.ranks import Ranks, join_ranks
 from agents.grpo.sft import Phase, encode_episode, train_sft
 from agents.grpo.tokenizer import train_tokenizer
 from agents.grpo.trainer import StageSetup, train_stage
@@ -72,8 +74,12 @@ class Run:
             self._console.print(f"{name}: already finished ({summary})")
             return
         started = time.perf_counter()
-        policy, summary = self._sft(folder) if name == "sft" else self._grpo(name, folder)
-        self._finish(name, policy, summary, seconds=time.perf_counter() - started)
+        policy = self._sft(folder) if name == "sft" else self._grpo(name, folder)
+        ranks = Ranks.current()
+        if ranks.first:
+            summary = self._well_formed(policy) if name == "sft" else reward_summary(folder)
+            self._finish(name, policy, summary, seconds=time.perf_counter() - started)
+        ranks.barrier()
 
     def _world_game(self, stage: str) -> Game:
         from deeprec_env.config import GameConfig
@@ -96,7 +102,7 @@ class Run:
         num_users = game.world.splits.num_users
         return list(range(min(limit, num_users) if limit else num_users))
 
-    def _sft(self, folder: Path) -> tuple[Policy, str]:
+    def _sft(self, folder: Path) -> Policy:
         config, game = self._config, self._world_game("rec")
         users = self._users(game, config.sft.max_users)
         teacher = make_agent(config.sft.teacher)
@@ -124,17 +130,18 @@ class Run:
             Phase(drills, 1, config.sft.drill_batch_size),
             Phase(traces, config.sft.num_epochs, config.sft.batch_size),
         ]
-        policy = train_sft(policy, phases, config.sft, folder=folder, seed=config.seed)
-        return policy, self._well_formed(game, policy, users)
+        return train_sft(policy, phases, config.sft, folder=folder, seed=config.seed, backend=config.backend)
 
-    def _well_formed(self, game: Game, policy: Policy, users: Sequence[int]) -> str:
+    def _well_formed(self, policy: Policy) -> str:
+        game = self._world_game("rec")
+        users = self._users(game, self._config.sft.max_users)
         agent = LlmAgent.of_policy(policy, self._card("sft"), temperature=1.0, name="check")
         picked = users[:: max(1, len(users) // _WELL_FORMED_USERS)][:_WELL_FORMED_USERS]
         episodes = play(game, agent, picked, split="valid", seed=self._config.seed)
         share = sum(episode.well_formed for episode in episodes) / len(episodes)
         return f"well-formed in {share:.1%} of {len(episodes)} sampled episodes of split valid"
 
-    def _grpo(self, name: str, folder: Path) -> tuple[Policy, str]:
+    def _grpo(self, name: str, folder: Path) -> Policy:
         previous = self._config.out / STAGES[STAGES.index(name) - 1]
         if not (previous / _DONE).is_file():
             raise AgentError(
@@ -150,9 +157,9 @@ class Run:
             seed=self._config.seed + STAGES.index(name),
             card=self._card(name),
             engine=self._engine,
+            backend=self._config.backend,
         )
-        policy = train_stage(load_policy(previous / "policy"), config, setup)
-        return policy, reward_summary(folder)
+        return train_stage(load_policy(previous / "policy"), config, setup)
 
     def _card(self, name: str) -> PolicyCard:
         options = self._config.game
@@ -241,9 +248,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parse_config(sys.argv[1:] if arguments is None else arguments)
         torch.set_num_threads(config.num_threads)
-        run = Run(config, console=console)
-        for name in config.stage_names:
-            run.stage(name)
+        with join_ranks() as ranks:
+            if not ranks.first:
+                logging.getLogger("agents").setLevel(logging.ERROR)
+                console.quiet = True
+            run = Run(config, console=console)
+            for name in config.stage_names:
+                run.stage(name)
     except (AgentError, DeepRecError, TRMError, ValueError) as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}")
         return 1
