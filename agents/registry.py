@@ -24,6 +24,7 @@ _BUILT_IN = {
     "trm": "agents.trm_agent:TRMAgent",
     "heuristic": "agents.heuristic_agent:HeuristicAgent",
     "oracle": "agents.oracle_agent:OracleAgent",
+    "chat": "agents.chat_agent:ChatAgent",
     "llm": "agents.llm_agent:LlmAgent",
     "sb3_ppo": "agents.sb3_agent:PpoAgent",
     "sb3_dqn": "agents.sb3_agent:DqnAgent",
