@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.base import Agent, AgentError, EngineError, EpisodeView, SeesTarget, StreamingAgent
+from deeprec_env.episode import judge
 from trm.errors import RetrieverError, RetrieverUnavailable
 
 if TYPE_CHECKING:
@@ -158,10 +159,18 @@ def _step(
     except RetrieverError as error:
         if not tolerant:
             raise
-        # A service that is down fails all of them; one that refuses may refuse a single query.
-        if isinstance(error, RetrieverUnavailable) or len(entries) == 1:
-            return [], {entry.view.key: error for entry in entries}
-        parts = [_step([one], [action], game, tolerant=True) for one, action in zip(entries, actions, strict=True)]
+        searching, rest = [], []
+        for entry, action in zip(entries, actions, strict=True):
+            retrieves = judge(entry.episode, action, game.config).retrieves
+            (searching if retrieves else rest).append((entry, action))
+        # A service that is down fails all searches; one that refuses may refuse a single query.
+        if isinstance(error, RetrieverUnavailable) or len(searching) == 1:
+            parts: list[tuple[list[_Live], dict[int, Exception]]] = [
+                ([], {one.view.key: error for one, _ in searching})
+            ]
+        else:
+            parts = [_step([one], [action], game, tolerant=True) for one, action in searching]
+        parts.append(_step([one for one, _ in rest], [action for _, action in rest], game, tolerant=True))
         failed = {key: problem for _, problems in parts for key, problem in problems.items()}
         return [entry for stepped, _ in parts for entry in stepped], failed
     return entries, {}

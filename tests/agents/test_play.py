@@ -198,6 +198,15 @@ def test_an_outage_fails_the_round_and_the_next_ones_go_on(game: Game) -> None:
     assert [episode.ended for episode in episodes] == [False, False, True, True]
 
 
+def test_an_outage_leaves_those_alone_that_do_not_search(game: Game) -> None:
+    failures: dict[int, Exception] = {}
+    episodes = play(
+        _broken(game, down_at=1), Recorder(), range(3), split="test", on_failure=failures.__setitem__
+    )  # episode 0 gives up at once, the others search
+    assert [episode.ended for episode in episodes] == [True, False, False]
+    assert list(failures) == [1, 2]
+
+
 class HalfDeadEngine:
     """A streaming agent whose engine loses episode 1."""
 

@@ -13,7 +13,7 @@ from agents.grpo.config import GrpoConfig, SftConfig
 from agents.grpo.drills import copy_drills
 from agents.grpo.forward import batch_rows, sampled_logps
 from agents.grpo.loss import token_logps
-from agents.grpo.policy import Policy, load_policy, save_policy
+from agents.grpo.policy import Policy, load_policy
 from agents.grpo.progress import METRICS_FILE, read_metrics
 from agents.grpo.sft import Phase, encode_episode, train_sft
 from agents.grpo.tokenizer import decode
@@ -29,19 +29,6 @@ GRPO = GrpoConfig(num_steps=4, users_per_step=3, group_size=4, learning_rate=1e-
 @pytest.fixture(scope="module")
 def game() -> Game:
     return build_game()
-
-
-@pytest.fixture(scope="module")
-def warm(game: Game, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a policy that has seen the teacher long enough to search now and then."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("warm")
-    policy = build_tiny_policy(game)
-    traces = [encode_episode(episode, policy.tokenizer) for episode in teacher_episodes(game)]
-    config = dataclasses.replace(SFT, checkpoint_every=1000)
-    policy = train_sft(policy, [Phase(traces, 20, 8)], config, folder=folder, seed=0, progress=False)
-    save_policy(policy, folder / "policy")
-    return folder / "policy"
 
 
 def _setup(game: Game, folder: Path) -> StageSetup:
@@ -93,8 +80,8 @@ def test_sampled_logps_equal_a_plain_forward(game: Game) -> None:
     torch.testing.assert_close(found.detach(), torch.cat(expected), atol=1e-5, rtol=0)
 
 
-def test_sft_lowers_the_loss(warm: Path) -> None:
-    losses = [record["loss/sft"] for record in read_metrics(warm.parent / METRICS_FILE)]
+def test_sft_lowers_the_loss(warm_policy: Path) -> None:
+    losses = [record["loss/sft"] for record in read_metrics(warm_policy.parent / METRICS_FILE)]
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
 
@@ -124,16 +111,16 @@ def _save_and_die(*args: object, **options: object) -> None:
     raise _Killed
 
 
-def test_grpo_resumes_to_the_same_numbers(game: Game, warm: Path, tmp_path: Path) -> None:
-    straight = GrpoTrainer(load_policy(warm), GRPO, _setup(game, tmp_path / "a"))
+def test_grpo_resumes_to_the_same_numbers(game: Game, warm_policy: Path, tmp_path: Path) -> None:
+    straight = GrpoTrainer(load_policy(warm_policy), GRPO, _setup(game, tmp_path / "a"))
     straight.run(progress=False)
     # Stops after step 3, whose numbers are not in the checkpoint of step 2.
-    first = GrpoTrainer(load_policy(warm), GRPO, _setup(game, tmp_path / "b"))
+    first = GrpoTrainer(load_policy(warm_policy), GRPO, _setup(game, tmp_path / "b"))
     for _ in range(2):
         first.step()
     first.save()
     first.step()
-    second = GrpoTrainer(load_policy(warm), GRPO, _setup(game, tmp_path / "b"))
+    second = GrpoTrainer(load_policy(warm_policy), GRPO, _setup(game, tmp_path / "b"))
     assert second.resume() is not None
     assert second.next_step == 2
     second.run(progress=False)
@@ -145,8 +132,10 @@ def test_grpo_resumes_to_the_same_numbers(game: Game, warm: Path, tmp_path: Path
     assert numbers[0][2:] == numbers[1]
 
 
-def test_a_step_reports_what_the_design_lists_and_moves_the_policy(game: Game, warm: Path, tmp_path: Path) -> None:
-    policy = load_policy(warm)
+def test_a_step_reports_what_the_design_lists_and_moves_the_policy(
+    game: Game, warm_policy: Path, tmp_path: Path
+) -> None:
+    policy = load_policy(warm_policy)
     before = _weights(policy)
     trainer = GrpoTrainer(policy, dataclasses.replace(GRPO, kl_coef=0.01, num_minibatches=2), _setup(game, tmp_path))
     groups, metrics = trainer.step()
@@ -162,8 +151,8 @@ def test_a_step_reports_what_the_design_lists_and_moves_the_policy(game: Game, w
     assert any(not torch.equal(before[name], tensor) for name, tensor in policy.model.state_dict().items())
 
 
-def test_on_policy_logps_of_engine_and_trainer_agree(game: Game, warm: Path, tmp_path: Path) -> None:
-    _, metrics = GrpoTrainer(load_policy(warm), GRPO, _setup(game, tmp_path)).step()
+def test_on_policy_logps_of_engine_and_trainer_agree(game: Game, warm_policy: Path, tmp_path: Path) -> None:
+    _, metrics = GrpoTrainer(load_policy(warm_policy), GRPO, _setup(game, tmp_path)).step()
     assert metrics["loss/logp_difference_max"] < 1e-3
     assert metrics["loss/is_ratio_mean"] == pytest.approx(1.0, abs=1e-4)
     assert metrics["loss/clip_fraction"] == 0.0
@@ -182,16 +171,16 @@ def test_groups_without_variance_change_nothing(game: Game, tmp_path: Path) -> N
     assert record["stage"] == "cold"
 
 
-def test_a_checkpoint_of_another_run_is_refused(game: Game, warm: Path, tmp_path: Path) -> None:
-    trainer = GrpoTrainer(load_policy(warm), GRPO, _setup(game, tmp_path))
+def test_a_checkpoint_of_another_run_is_refused(game: Game, warm_policy: Path, tmp_path: Path) -> None:
+    trainer = GrpoTrainer(load_policy(warm_policy), GRPO, _setup(game, tmp_path))
     trainer.save()
-    other = GrpoTrainer(load_policy(warm), dataclasses.replace(GRPO, group_size=2), _setup(game, tmp_path))
+    other = GrpoTrainer(load_policy(warm_policy), dataclasses.replace(GRPO, group_size=2), _setup(game, tmp_path))
     with pytest.raises(AgentError, match="another group_size"):
         other.resume()
 
 
-def test_an_unfinished_checkpoint_is_no_checkpoint(game: Game, warm: Path, tmp_path: Path) -> None:
-    trainer = GrpoTrainer(load_policy(warm), GRPO, _setup(game, tmp_path))
+def test_an_unfinished_checkpoint_is_no_checkpoint(game: Game, warm_policy: Path, tmp_path: Path) -> None:
+    trainer = GrpoTrainer(load_policy(warm_policy), GRPO, _setup(game, tmp_path))
     trainer.save()
     partial = tmp_path / "checkpoints" / ".partial_000009_1"
     partial.mkdir()
