@@ -159,7 +159,8 @@ def _step(
     except RetrieverError as error:
         if not tolerant:
             raise
-        searching, rest = [], []
+        searching: list[tuple[_Live, str]] = []
+        rest: list[tuple[_Live, str]] = []
         for entry, action in zip(entries, actions, strict=True):
             retrieves = judge(entry.episode, action, game.config).retrieves
             (searching if retrieves else rest).append((entry, action))
