@@ -170,6 +170,11 @@ class LlmAgent:
         """
         return self._traces[key]
 
+    def num_tokens(self, key: int) -> int | None:
+        """Return how many tokens were sampled in the episode of this key; None if none was played under it."""
+        trace = self._traces.get(key)
+        return None if trace is None else sum(trace.loss_mask)
+
     def forget(self) -> None:
         """Drop all traces; to be called between two calls of `play` whose traces are not wanted any more."""
         self._traces = {}

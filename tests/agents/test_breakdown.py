@@ -166,3 +166,19 @@ def test_rows_of_older_files_are_read_and_say_what_they_do_not_know(tmp_path: Pa
     assert again.rows[:2] == old.rows
     assert again.rows[2].novelty is not None
     assert dataclasses.replace(again.header, num_items=0) == old.header
+
+
+def test_a_language_model_counts_what_it_samples() -> None:
+    pytest.importorskip("torch")
+    from agents.llm_agent import LlmAgent
+    from tests.agents.grpo.worlds import ScriptedGenerator, build_game, build_tiny_policy
+
+    game = build_game()
+    policy = build_tiny_policy(game)
+    texts = ["I look.\n<|begin_of_preference|> noir <|end_of_preference|>", "nothing"]
+    generator = ScriptedGenerator(policy.tokenizer, texts)
+    agent = LlmAgent(generator, policy.tokenizer, max_context=512)
+    (result,) = evaluate(game, [agent], [3, 5]).agents
+    expected = sum(len(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    assert [row.tokens for row in result.rows] == [expected, expected]
+    assert agent.num_tokens(99) is None
