@@ -16,6 +16,7 @@ from agents.evaluate import FORMAT, AgentResult, Estimate, UserRow, load_results
 from deeprec_env.config import GameConfig, build_game_config
 from deeprec_env.transcripts import Replayer
 from deeprec_env.world import World, load_world
+from trm.data.refs import SOURCES, WITH_CATEGORY
 from trm.metrics import bootstrap_interval
 
 logger = logging.getLogger(__name__)
@@ -72,19 +73,23 @@ def world_of(result: AgentResult) -> World:
         ValueError: if its recommender has been trained anew since.
     """
     header = result.header
-    name, _, category = header.dataset.partition("-")
-    is_amazon = name == "amazon" and category
-    world = (
-        load_world("amazon", category=category, auto_prepare=False)
-        if is_amazon
-        else load_world(header.dataset, auto_prepare=False)
-    )
+    name, category = dataset_named(header.dataset)
+    world = load_world(name, category=category, auto_prepare=False)
     if world.fingerprint != header.world:
         raise ValueError(
             f"expected the recommender that the rows of {header.agent!r} were played with ({header.world}), got "
             f"another ({world.fingerprint}); evaluate again"
         )
     return world
+
+
+def dataset_named(key: str) -> tuple[str, str | None]:
+    """Return name and category of the data set that is kept under this key, e.g. ("amazon", "Books")."""
+    for name in sorted(WITH_CATEGORY, key=len, reverse=True):  # amazon-2018 before amazon
+        if key.startswith(f"{name}-"):
+            return name, key.removeprefix(f"{name}-")
+    source, dash, what = key.partition("-")
+    return (f"{source}:{what}", None) if dash and source in SOURCES else (key, None)
 
 
 def rescore(result: AgentResult, world: World, config: GameConfig) -> Rescored:

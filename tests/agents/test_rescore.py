@@ -9,11 +9,12 @@ import pytest
 from agents.evaluate import AgentResult, evaluate, load_results
 from agents.heuristic_agent import HeuristicAgent
 from agents.random_agent import RandomAgent
-from agents.rescore import config_of, load_rows, render_table, rescore, world_of, write_rows
+from agents.rescore import config_of, dataset_named, load_rows, render_table, rescore, world_of, write_rows
 from deeprec_env.config import GameConfig, build_game_config
 from deeprec_env.game import Game
 from deeprec_env.transcripts import NotThisEpisode
 from deeprec_env.world import World, load_world
+from trm.data.refs import DatasetRef
 
 USERS = list(range(12))
 
@@ -111,3 +112,18 @@ def test_rows_that_do_not_fit_are_refused(world: World, tmp_path: Path) -> None:
         world_of(other)
     with pytest.raises(ValueError, match="expected rows"):
         load_rows(tmp_path / "rows")
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        DatasetRef("ml-100k"),
+        DatasetRef("sample"),
+        DatasetRef("amazon", "Video_Games"),
+        DatasetRef("amazon-2018", "Books"),
+        DatasetRef("csv:shop"),
+        DatasetRef("deeprec:../data/Games"),
+    ],
+)
+def test_a_data_set_is_found_again_by_what_rows_call_it(ref: DatasetRef) -> None:
+    assert DatasetRef(*dataset_named(ref.key)).key == ref.key
