@@ -22,6 +22,7 @@ import numpy as np
 
 from agents.base import AgentError, EpisodeView
 from agents.chat_client import RETRY, Budget, ChatClient, ChatReply, Message
+from deeprec_env.config import build_game_config
 from deeprec_env.protocol import (
     PREFERENCE_BEGIN,
     PREFERENCE_END,
@@ -74,6 +75,7 @@ class ChatAgent:
         max_attempts: int = RETRY.max_attempts,
         key_variable: str = KEY_VARIABLE,
         extra: Mapping[str, Any] | None = None,
+        game: Mapping[str, Any] | None = None,
         name: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -93,11 +95,13 @@ class ChatAgent:
             max_attempts: how often a request is tried.
             key_variable: the environment variable that holds the endpoint's key.
             extra: further fields of the request, such as {"top_p": 0.9}; null takes a field out.
+            game: fields of GameConfig that the model was trained with, such as {"prompt_style": "compact"}.
             name: how it is called in tables; by default after the model.
             transport: sends; for tests.
 
         Raises:
             AgentError: if an option is out of its range, or the endpoint does not say which model it has.
+            ValueError: if the game has no such field.
         """
         if mode not in MODES:
             raise AgentError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -106,6 +110,8 @@ class ChatAgent:
                 "the chat agent wants concurrency, max_tokens and max_attempts of at least 1 and temperature of at "
                 f"least 0, got {concurrency}, {max_tokens}, {max_attempts} and {temperature}"
             )
+        build_game_config(game or {})  # refuses what is no field
+        self.game_options = dict(game or {})
         self._client = ChatClient(
             url,
             model=None if model is None else str(model),

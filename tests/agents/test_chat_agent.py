@@ -17,6 +17,7 @@ from agents import chat_client
 from agents.base import AgentError, StreamingAgent, TokenCounter
 from agents.chat_agent import ChatAgent, read_action
 from agents.chat_client import BudgetSpent, ChatReply, EndpointError
+from agents.cli.common import game_for
 from agents.evaluate import evaluate
 from agents.play import play
 from agents.registry import make_agent
@@ -284,6 +285,7 @@ def test_the_specification_names_address_and_options() -> None:
     assert agent.name == "mine"
     asked = json.loads(agent.fingerprint)
     assert (asked["model"], asked["max_tokens"], asked["top_k"]) == ("org/m-1", 64, 5)
+    assert agent.game_options == {}
     agent.close()
     for spec, said in {
         "chat:models.test?model=m": "an address such as",
@@ -293,3 +295,14 @@ def test_the_specification_names_address_and_options() -> None:
     }.items():
         with pytest.raises(AgentError, match=said):
             make_agent(spec)
+
+
+def test_a_model_is_told_the_game_as_it_was_trained(game: Game, build: Any) -> None:
+    endpoint = Endpoint()
+    agent = build(endpoint, game={"prompt_style": "compact"})
+    play(game_for(game, agent), agent, [0], split="test")
+    assert endpoint.requests[0]["messages"][1]["content"].endswith(
+        "Search by <|begin_of_preference|>, then rank 10 titles."
+    )
+    with pytest.raises(ValueError, match="did you mean 'prompt_style'"):
+        build(endpoint, game={"prompt_stile": "compact"})
