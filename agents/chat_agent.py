@@ -14,7 +14,8 @@ import heapq
 import json
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -133,7 +134,6 @@ class ChatAgent:
         self.name = name or f"chat {self._client.model}{suffix}"
         asked = {"url": self._client.url, "model": self._client.model, "mode": mode, **self._options}
         self.fingerprint = json.dumps(asked, sort_keys=True)
-        self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="chat")
         self._waiting: list[tuple[int, int, list[Message], int]] = []
         self._running: dict[Future[ChatReply], int] = {}
         self._tokens: dict[int, int | None] = {}
@@ -145,9 +145,9 @@ class ChatAgent:
         return self._client.budget
 
     def close(self) -> None:
-        """Close connections and threads."""
+        """Close the connections; answers that are under way are waited for, and lost."""
+        wait(self._running)
         self._abandon()
-        self._executor.shutdown()
         self._client.close()
 
     def num_tokens(self, key: int) -> int | None:
@@ -205,12 +205,18 @@ class ChatAgent:
     def _send(self) -> None:
         while self._waiting and len(self._running) < self._concurrency:
             _, key, messages, seed = heapq.heappop(self._waiting)
-            options = {"seed": seed, **self._options}
-            self._running[self._executor.submit(self._client.complete, messages, options)] = key
+            future: Future[ChatReply] = Future()
+            # A daemon: an endpoint that hangs must not keep a stopped command from ending, as a pool of threads would.
+            Thread(target=self._complete, args=(future, messages, seed), daemon=True).start()
+            self._running[future] = key
+
+    def _complete(self, future: Future[ChatReply], messages: list[Message], seed: int) -> None:
+        try:
+            future.set_result(self._client.complete(messages, {"seed": seed, **self._options}))
+        except BaseException as error:  # noqa: BLE001 - handed over to whoever waits for the answer
+            future.set_exception(error)
 
     def _abandon(self) -> None:
-        for future in self._running:
-            future.cancel()
         self._running, self._waiting, self._failure = {}, [], None
 
 
