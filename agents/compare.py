@@ -59,7 +59,8 @@ def paired_difference(result: AgentResult, baseline: AgentResult) -> Difference:
             f"expected {mine.agent} and {other.agent} to have played the same game, got two; play both again"
         )
     theirs = {row.user_index: row for row in baseline.rows}
-    pairs = [(row, theirs[row.user_index]) for row in result.rows if row.user_index in theirs]
+    common = sorted((row for row in result.rows if row.user_index in theirs), key=lambda row: row.user_index)
+    pairs = [(row, theirs[row.user_index]) for row in common]
     if not pairs:
         raise ValueError(f"expected users that both {mine.agent} and {other.agent} have played, got none")
     ours, others = zip(*pairs, strict=True)

@@ -180,7 +180,7 @@ def sample_users(num_users: int, count: int | None, *, seed: int = 0) -> list[in
 
 def summarize(result: AgentResult) -> AgentSummary:
     """Return the means of the rows, each with its 95 % bootstrap interval over users."""
-    rows = result.rows
+    rows = sorted(result.rows, key=lambda row: row.user_index)  # else intervals would hang on who ended first
     ranks = np.array([row.rank for row in rows], dtype=np.int64)
     values = (
         *(recall_at_k(ranks, k) for k in (1, 5, 10)),

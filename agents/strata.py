@@ -99,7 +99,9 @@ def estimate_strata(results: Sequence[AgentResult]) -> list[StratumEstimate]:
             for stratum in build_strata(value_by_user.values(), dimension):
                 users = {user for user, value in value_by_user.items() if _holds(stratum, value)}
                 for result in group:
-                    rows = [row for row in result.rows if row.user_index in users]
+                    rows = sorted(
+                        (row for row in result.rows if row.user_index in users), key=lambda row: row.user_index
+                    )
                     if rows:
                         metrics = _estimate(rows)
                         found.append(StratumEstimate(result.header.agent, dataset, split, stratum, len(rows), metrics))

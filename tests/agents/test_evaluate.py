@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agents.base import EpisodeView
+from agents.compare import paired_difference
 from agents.evaluate import (
     METRICS,
     AgentResult,
@@ -168,3 +169,10 @@ def test_a_sample_of_users_is_fixed_and_all_means_all() -> None:
 def test_users_are_some_and_distinct(game: Game, users: list[int]) -> None:
     with pytest.raises(ValueError, match="users"):
         evaluate(game, [TRMAgent()], users)
+
+
+def test_intervals_do_not_hang_on_the_order_of_the_rows(game: Game) -> None:
+    (result,) = evaluate(game, [HeuristicAgent()], list(range(12))).agents
+    turned = AgentResult(result.header, result.rows[::-1])
+    assert summarize(turned) == summarize(result)
+    assert paired_difference(turned, result).metrics["Reward"].mean == 0.0
