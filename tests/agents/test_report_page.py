@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,8 +13,13 @@ pytest.importorskip("bokeh", reason="the page needs the extra report")
 
 from agents.breakdown import end_of
 from agents.browser_data import build_browser_data
+from agents.cli import main
+from agents.evaluate import evaluate
+from agents.random_agent import RandomAgent
 from agents.report_page import write_page
 from agents.training_log import load_run_logs
+from agents.trm_agent import TRMAgent
+from deeprec_env.env import build_game
 from tests.agents.pages import HOSTILE, build_page, transcripts_of
 
 
@@ -143,3 +149,20 @@ def test_run_logs_come_from_events_and_else_from_metrics_files(tmp_path: Path) -
     assert (other.name, dict(other.scalars)) == ("other", {"rollout/reward_mean": ((3.0,), (1.0,))})
     with pytest.raises(FileNotFoundError, match="no run"):
         load_run_logs(tmp_path / "none")
+
+
+def test_the_command_writes_the_page_or_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluate(build_game("sample", {}), [TRMAgent(), RandomAgent()], range(6), out=tmp_path)
+    main(["report", str(tmp_path), "--baseline", "trm", "--users", "4"])
+    (data,) = transcripts_of((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert (len(data["users"]), data["num_users"], data["note"]) == (4, 6, "")
+    assert "<h3>Less trm, user by user</h3>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "report.html").unlink()
+    main(["report", str(tmp_path), "--no-page"])
+    monkeypatch.setitem(sys.modules, "agents.report_page", None)
+    main(["report", str(tmp_path)])
+    assert "pip install 'deeprec-env[report]'" in caplog.text
+    assert not (tmp_path / "report.html").exists()
+    assert (tmp_path / "strata.csv").exists()
