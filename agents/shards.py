@@ -252,7 +252,7 @@ def _claim_run(folder: Path, header: Header, num_users: int) -> None:
     content = {"format": FORMAT, **dataclasses.asdict(header), "num_users": num_users}
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in content if found.get(name) != content[name]]
+        differing = [name for name in content if name in found and found[name] != content[name]]  # older ones say less
         if differing:
             name = differing[0]
             raise ShardsError(

@@ -79,6 +79,14 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
         play_shard(GAME, make_agent("random"), range(2, 4), out=tmp_path)
 
 
+def test_a_folder_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    shard(tmp_path, 0, 2)
+    run = json.loads((tmp_path / "run.json").read_text())
+    del run["num_items"]
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert len(read_shard(shard(tmp_path, 2, 4))) == 2
+
+
 def test_the_same_shard_is_played_by_one_process_only(tmp_path: Path) -> None:
     class Rival:
         name = HEURISTIC.name
