@@ -39,7 +39,7 @@ step 4 "the LLM agent: SFT, then GRPO in stages cold and rec"
 python agents/llm_grpo.py quickstart --out "$out/llm" $fast
 step 5 "the table"
 for stage in sft cold rec; do
-    deeprec evaluate --dataset ml-100k --agents "llm:$out/llm/$stage?temperature=0.7" --users "$([ -n "$fast" ] && echo 200 || echo 400)" --out "$out"
+    deeprec evaluate --dataset ml-100k --agents "llm:$out/llm/$stage?temperature=0.7" --users "$([ -n "$fast" ] && echo 100 || echo 400)" --out "$out"
 done
 deeprec report "$out"
 
