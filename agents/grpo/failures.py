@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import textwrap
 
 import torch
 
@@ -14,6 +15,7 @@ FAILURES = (AgentError, RetrieverError, OSError, MemoryError, RuntimeError)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "No available memory")
+_LONGEST = 400
 _AGAIN = "then start the same command again"
 
 
@@ -30,7 +32,7 @@ def describe(error: BaseException) -> tuple[str, str] | None:
     """Return what happened and what to do, half a sentence each; None for an error that is no known trouble."""
     if isinstance(error, Halt):
         return error.what, error.remedy
-    what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    what = textwrap.shorten(str(error), _LONGEST, placeholder=" …") or type(error).__name__
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, RetrieverError):

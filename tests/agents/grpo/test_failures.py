@@ -141,7 +141,10 @@ def test_an_engine_out_of_memory(game: Game, warm_policy: Path, tmp_path: Path) 
     with pytest.raises(AgentError) as caught:
         _trainer(game, warm_policy, tmp_path / "b", engine=_FullEngine()).run(progress=False)
     message = str(caught.value)
-    assert "step 1: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.); the state after 1 steps" in message
+    assert (
+        "step 1: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB. Details.); the state after 1 steps"
+        in message
+    )
     assert "lower users_per_step" in message
     _assert_resumes_to(straight, game, warm_policy, tmp_path / "b", at=1)
 
