@@ -104,6 +104,7 @@ class DeepRecEnv(gym.Env[str, str]):
 
     ```python
     import gymnasium as gym, deeprec_env
+
     env = gym.make("DeepRec-Sample-v0", stage="rec", split="test")
     prompt, info = env.reset(seed=0)
     observation, reward, terminated, truncated, info = env.step(
