@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from agents.base import AgentError
+from agents.grpo.ranks import Ranks
 
 _LOOK_BACK_SCALE = 60.0**0.5
 """Large enough that a head which looks back one token looks nowhere else."""
@@ -140,7 +142,16 @@ def save_policy(policy: Policy, folder: Path, *, weights: Mapping[str, Tensor] |
         weights: written in place of the model's own, by the same names (of tied weights one name).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    policy.model.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
+    state = None if weights is None else dict(weights)
+    if Ranks.current().first:
+        policy.model.save_pretrained(folder, state_dict=state)
+    else:
+        # transformers writes on the first process only, but every process's engine starts from a folder of its own.
+        policy.model.config.save_pretrained(folder)
+        # Of tied weights the embedding's name, as transformers would write it.
+        named = dict(policy.model.named_parameters()) if state is None else state
+        tensors = {name: tensor.detach().contiguous() for name, tensor in named.items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     policy.tokenizer.save_pretrained(folder)
 
 

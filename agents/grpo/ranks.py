@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -99,7 +100,9 @@ def join_ranks() -> Iterator[Ranks]:
     try:
         yield Ranks.current()
     finally:
-        dist.destroy_process_group()
+        # An engine of vLLM in this process leaves the group itself, when the interpreter ends.
+        if "vllm" not in sys.modules:
+            dist.destroy_process_group()
 
 
 def local_device() -> torch.device:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from agents.base import AgentError
 from agents.grpo.generation.base import Completion, FinishReason, GenerationRequest, SamplingParams
+from agents.grpo.ranks import Ranks
 
 for _name, _value in {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: weights are handed over by reference
@@ -100,6 +101,9 @@ class VllmGenerator:
         if current_platform.is_cpu():
             # A prompt cut in two draws a token that is thrown away, and CPU generators cannot step back.
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_length, _BATCHED_TOKENS)}
+        if Ranks.current().size > 1:
+            # One engine a rank, which knows of the others and does not wait for them.
+            options["distributed_executor_backend"] = "external_launcher"
         with _random_state_kept():
             try:
                 self._llm = vllm.LLM(**options)

@@ -102,6 +102,17 @@ def test_deepspeed_gives_the_numbers_of_torch_and_resumes_its_checkpoints(warm_p
         _assert_last_step(tmp_path / "torch", tmp_path / f"torch_resumed_{number}")
 
 
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
+def test_every_rank_has_an_engine_that_follows_its_policy(tmp_path: Path) -> None:
+    _torchrun([{"kind": "follow", "out": str(tmp_path / "found")}], tmp_path)
+    for rank in range(2):
+        differences = json.loads((tmp_path / f"found.{rank}.json").read_text())
+        assert len(differences) == 3
+        assert max(differences) < 1e-4, (rank, differences)
+
+
 def _assert_last_step(straight: Path, resumed: Path) -> None:
     """The checkpoint that was resumed is of one step before the end (a stage's last step leaves none)."""
     numbers = []
