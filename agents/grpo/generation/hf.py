@@ -8,6 +8,7 @@ Shape legend: B rows, S positions, H key-value heads, D head size, Q query token
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -113,6 +114,12 @@ class HFGenerator:
         """
         if not requests:
             return []
+        device = self._model.device
+        # New tensors are made where the model is; on CPUs they are anyway, and the context costs time at every call.
+        with contextlib.nullcontext() if device.type == "cpu" else device:
+            return self._generate(requests, params)
+
+    def _generate(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> list[Completion]:
         was_training = self._model.training
         self._model.eval()
         rows, cache = self._open_rows(requests, params)
