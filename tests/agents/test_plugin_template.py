@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,8 @@ TEMPLATE = Path(__file__).parents[2] / "examples" / "plugin_agent"
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Install a copy of the template beside everything else, and return the environment that finds it."""
-    if find_spec("pip") is None or find_spec("setuptools") is None:
+    # By the installed packages' names: looking for the module setuptools warns where distutils has been imported.
+    if not {"pip", "setuptools"} <= {found.name for found in distributions()}:
         pytest.skip("pip and setuptools are needed to install a package")
     folder = tmp_path_factory.mktemp("plugin")
     shutil.copytree(TEMPLATE, folder / "source", ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
