@@ -10,7 +10,7 @@ from deeprec_env.world import load_world
 
 def test_the_bare_loop_renders_what_the_environment_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     world = load_world("sample")
-    recording = benchmark.record(world, num_envs=3, num_steps=8)
+    recording = benchmark.record(world, num_envs=3, num_steps=8, all_different=True)
     assert [[bool(ids) for ids in answers] for answers in recording.answers] == ([[True] * 3] * 3 + [[False] * 3]) * 2
     rendered: list[str] = []
     for name in ("render_items", "render_prompt"):
@@ -32,7 +32,7 @@ def test_the_bare_loop_renders_what_the_environment_returns(monkeypatch: pytest.
 
 
 def test_all_figures_come_in_one_table() -> None:
-    table = benchmark.measure("sample", num_envs=4, num_steps=8, repeats=1, num_single_envs=20)
+    table = benchmark.measure("sample", num_envs=4, num_steps=8, repeats=1, num_cold_repeats=1, num_single_envs=20)
     assert table.count("\n") == 1 + 7
     for text in ("20,000", "times a bare loop", "single ones", "memory of 20 envs"):
         assert text in table

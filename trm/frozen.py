@@ -26,8 +26,8 @@ _ARRAYS = "trm.npz"
 _CONFIG = "trm.json"
 _MASKED = np.float32(-10_000.0)
 _NORM_FLOOR = 1e-12
-_CHUNK = 256
-"""Histories encoded at once."""
+_CHUNK = 32
+"""Histories encoded at once: few enough for a layer's arrays to stay in the processor's cache."""
 
 
 class FrozenTRM:
@@ -153,8 +153,9 @@ class FrozenTRM:
             for source, name in ((x_BLD, "query"), (all_BLD, "key"), (all_BLD, "value"))
         )
         scores_BHLL = q @ k.transpose(0, 1, 3, 2) / np.float32(math.sqrt(q.shape[-1])) + mask
-        scores_BHLL = np.exp(scores_BHLL - scores_BHLL.max(axis=-1, keepdims=True))
-        weights_BHLL = scores_BHLL / scores_BHLL.sum(axis=-1, keepdims=True)
+        scores_BHLL -= scores_BHLL.max(axis=-1, keepdims=True)
+        weights_BHLL = np.exp(scores_BHLL, out=scores_BHLL)
+        weights_BHLL /= weights_BHLL.sum(axis=-1, keepdims=True)
         context_BLD = (weights_BHLL @ v).transpose(0, 2, 1, 3).reshape(x_BLD.shape)
         x_BLD = self._layer_norm(self._linear(context_BLD, attention + "out_linear") + x_BLD, attention + "LayerNorm")
         feed_forward = prefix + "feed_forward."
@@ -166,13 +167,17 @@ class FrozenTRM:
         return x_BLD.reshape(batch, length, self._num_heads, -1).transpose(0, 2, 1, 3)
 
     def _linear(self, x: FloatArray, name: str) -> FloatArray:
-        return x @ self._arrays[name + ".weight"].T + self._arrays[name + ".bias"]
+        flat = x.reshape(-1, x.shape[-1]) @ self._arrays[name + ".weight"].T
+        flat += self._arrays[name + ".bias"]
+        return flat.reshape(*x.shape[:-1], -1)
 
     def _layer_norm(self, x: FloatArray, name: str) -> FloatArray:
         centred = x - x.mean(axis=-1, keepdims=True)
-        variance = np.square(centred).mean(axis=-1, keepdims=True)
-        scaled = centred / np.sqrt(variance + np.float32(self._eps))
-        return scaled * self._arrays[name + ".weight"] + self._arrays[name + ".bias"]
+        variance = np.vecdot(centred, centred)[..., None] / np.float32(x.shape[-1])
+        centred /= np.sqrt(variance + np.float32(self._eps))
+        centred *= self._arrays[name + ".weight"]
+        centred += self._arrays[name + ".bias"]
+        return centred
 
 
 def load_frozen(folder: Path) -> FrozenTRM:
@@ -198,11 +203,25 @@ def _unit_rows(vectors: FloatArray) -> FloatArray:
 
 
 def _gelu(x: FloatArray) -> FloatArray:
-    return np.float32(0.5) * x * (1 + _erf(x * np.float32(1 / math.sqrt(2))))
+    y = _erf(x * np.float32(1 / math.sqrt(2)))
+    y += 1
+    y *= x
+    y *= np.float32(0.5)
+    return y
 
 
 def _erf(x: FloatArray) -> FloatArray:
     """Return the error function to 2e-7 (Abramowitz and Stegun 7.1.26); numpy has none."""
-    t = 1 / (1 + np.float32(0.3275911) * np.abs(x))
-    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    return np.sign(x) * (1 - series * np.exp(-x * x))
+    t = np.abs(x)
+    t *= np.float32(0.3275911)
+    t += 1
+    np.reciprocal(t, out=t)
+    y = t * np.float32(1.061405429)
+    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        y += np.float32(coefficient)
+        y *= t
+    np.multiply(x, x, out=t)
+    np.negative(t, out=t)
+    y *= np.exp(t, out=t)
+    np.subtract(1, y, out=y)
+    return np.copysign(y, x, out=y)
