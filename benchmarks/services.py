@@ -5,7 +5,8 @@
     python -m benchmarks.services --write FILE            also into a file
 
 Load: CLIENTS connections ask without pause, each request 16 users with 16 preferences; once with texts that were asked
-before, once with texts that never were, and the same against a server that encodes and scores each request by itself.
+before, once with texts that never were, and the same against a server that encodes and scores each request by itself;
+the three take turns, so that whatever else the machine does falls on all of them.
 Faults: the server is killed and started again five times while an agent plays 200 users over it.
 """
 
@@ -44,7 +45,19 @@ class Load:
     seconds: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    mean_batch: float = 0.0
+    num_queries: float = 0.0
+    num_calls: float = 0.0
+    others: list[float] = field(default_factory=list)
+    """The share of the machine's CPU time that other processes took, by turn."""
+
+    def add(self, other: Load) -> None:
+        """Take in what another time has shown."""
+        self.seconds += other.seconds
+        self.latencies_s += other.latencies_s
+        self.failures += other.failures
+        self.num_queries += other.num_queries
+        self.num_calls += other.num_calls
+        self.others += other.others
 
     def row(self, name: str) -> str:
         """Return a line of the Markdown table."""
@@ -52,7 +65,8 @@ class Load:
         rate = len(self.latencies_s) / self.seconds
         return (
             f"| {name} | {len(self.latencies_s)} | {len(self.failures)} | {rate:.1f} | {rate * PREFERENCES:.0f} | "
-            f"{p50:.0f} | {p95:.0f} | {p99:.0f} | {self.mean_batch:.0f} |"
+            f"{p50:.0f} | {p95:.0f} | {p99:.0f} | {self.num_queries / max(1.0, self.num_calls):.0f} | "
+            f"{np.mean(self.others):.0%} |"
         )
 
     @property
@@ -124,10 +138,10 @@ def check(head: bytes, body: bytes, *, thorough: bool) -> str:
     return ""
 
 
-def put_load(port: int, requests: Iterator[bytes], *, clients: int, seconds: float) -> Load:
+def put_load(server: Server, requests: Iterator[bytes], *, clients: int, seconds: float) -> Load:
     """Return what the clients have seen in that time."""
-    load = Load()
-    before = batches(port)
+    load, port = Load(), server.port
+    before, cpu_before = batches(port), cpu_seconds(server)
 
     async def run() -> None:
         deadline = time.perf_counter() + seconds
@@ -136,9 +150,23 @@ def put_load(port: int, requests: Iterator[bytes], *, clients: int, seconds: flo
     started = time.perf_counter()
     asyncio.run(run())
     load.seconds = time.perf_counter() - started
-    after = batches(port)
-    load.mean_batch = (after[0] - before[0]) / max(1.0, after[1] - before[1])
+    after, cpu_after = batches(port), cpu_seconds(server)
+    load.num_queries, load.num_calls = after[0] - before[0], after[1] - before[1]
+    others = (cpu_after[0] - cpu_before[0]) - (cpu_after[1] - cpu_before[1])
+    load.others.append(max(0.0, others) / (load.seconds * (os.cpu_count() or 1)))
     return load
+
+
+def cpu_seconds(server: Server) -> tuple[float, float]:
+    """Return the CPU time of the whole machine and that of this process and the server, so far (Linux)."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    whole = [int(part) for part in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    busy = sum(whole[:8]) - whole[3] - whole[4]
+    own = 0
+    for pid in (os.getpid(), server.process.pid):
+        parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        own += int(parts[11]) + int(parts[12])
+    return busy / ticks, own / ticks
 
 
 def batches(port: int) -> tuple[float, float]:
@@ -216,7 +244,7 @@ def serve_plainly(dataset: str, port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
 
 
-def measure_load(dataset: str, *, clients: int, seconds: float, port: int) -> list[str]:
+def measure_load(dataset: str, *, clients: int, seconds: float, turns: int, port: int) -> list[str]:
     """Return the lines of the load's part."""
     from deeprec_env.world import load_world
     from trm.data.user_numbers import user_numbers
@@ -236,27 +264,29 @@ def measure_load(dataset: str, *, clients: int, seconds: float, port: int) -> li
         while True:
             yield request_bytes(rng.sample(users, PREFERENCES), [texts.fresh() for _ in range(PREFERENCES)])
 
-    rows = []
     ours = Server(["agents.cli", "serve", "recall", "--dataset", dataset], port)
     ours.wait()
     everyone = itertools.cycle(users)
     for start in range(0, NUM_CACHED_TEXTS, PREFERENCES):  # every text and every user has been there once
         part = texts.pool[start : start + PREFERENCES]
         post(port, {"idx_list": [next(everyone) for _ in part], "preference_list": part})
-    warm = put_load(port, cached(), clients=clients, seconds=seconds)
-    cold = put_load(port, fresh(), clients=clients, seconds=seconds)
-    ours.kill()
-    plain = Server(["benchmarks.services", "--dataset", dataset, "--in-child"], port)
+    plain = Server(["benchmarks.services", "--dataset", dataset, "--in-child"], port + 1)
     plain.wait()
-    slow = put_load(port, cached(), clients=clients, seconds=seconds)
+    warm, cold, slow = Load(), Load(), Load()
+    for _ in range(turns):
+        for load, server, requests in ((warm, ours, cached()), (slow, plain, cached()), (cold, ours, fresh())):
+            load.add(put_load(server, requests, clients=clients, seconds=seconds / turns))
+    ours.kill()
     plain.kill()
-    rows += [warm.row("ours, cached texts"), cold.row("ours, fresh texts"), slow.row("each request by itself")]
     return [
-        f"{clients} clients, {seconds:.0f} s each, {PREFERENCES} preferences a request, k = {K}; latencies in ms.",
+        f"{clients} clients, {seconds:.0f} s each in {turns} turns, {PREFERENCES} preferences a request, k = {K}; "
+        "latencies in ms; *others*: the share of the machine that other processes took meanwhile.",
         "",
-        "| server | requests | failed | requests/s | retrievals/s | p50 | p95 | p99 | queries a call |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        *rows,
+        "| server | requests | failed | requests/s | retrievals/s | p50 | p95 | p99 | queries a call | others |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        warm.row("ours, cached texts"),
+        cold.row("ours, fresh texts"),
+        slow.row("each request by itself"),
         "",
         f"Cached texts against each request by itself: {warm.retrievals_per_s / slow.retrievals_per_s:.1f} times the "
         f"retrievals a second; fresh texts: {cold.retrievals_per_s / slow.retrievals_per_s:.1f} times.",
@@ -329,6 +359,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--turns", type=int, default=3, help="into how many parts the seconds are cut")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--port", type=int, default=6071)
     parser.add_argument("--write", type=Path, help="also write the Markdown here")
@@ -348,8 +379,10 @@ def main() -> None:
             "",
         ]
         lines += ["## Load", ""]
-        lines += measure_load(options.dataset, clients=options.clients, seconds=options.seconds, port=options.port)
-        lines += ["", "## Faults", "", *measure_faults(options.dataset, port=options.port + 1, folder=folder)]
+        lines += measure_load(
+            options.dataset, clients=options.clients, seconds=options.seconds, turns=options.turns, port=options.port
+        )
+        lines += ["", "## Faults", "", *measure_faults(options.dataset, port=options.port + 2, folder=folder)]
     text = "\n".join(lines) + "\n"
     print(text)
     if options.write:
