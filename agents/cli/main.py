@@ -12,9 +12,10 @@ import tyro
 from tyro.conf import subcommand
 
 from agents.cli.data import ExportDeepRec, Prepare, TrainTRM
-from agents.cli.evaluate import Agents, Evaluate, Report
+from agents.cli.evaluate import Agents, Evaluate, Report, Spread
 from agents.cli.generate import Generate
 from agents.cli.play import Play
+from agents.cli.preferences import Preferences
 from agents.cli.rewards import Rewards
 from agents.cli.serve import Serve
 from agents.cli.train import Train
@@ -22,10 +23,12 @@ from agents.cli.train import Train
 Command = (
     Annotated[Prepare, subcommand("prepare")]
     | Annotated[TrainTRM, subcommand("train-trm")]
+    | Annotated[Preferences, subcommand("preferences")]
     | Annotated[ExportDeepRec, subcommand("export-deeprec")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Spread, subcommand("spread")]
     | Annotated[Play, subcommand("play")]
     | Annotated[Rewards, subcommand("rewards")]
     | Annotated[Serve, subcommand("serve")]

@@ -1,0 +1,1 @@
+"""Preference texts written by language models, for the recommender to train on."""
