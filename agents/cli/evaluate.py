@@ -1,4 +1,4 @@
-"""`deeprec evaluate`, `deeprec report` and `deeprec agents`."""
+"""`deeprec evaluate`, `deeprec report`, `deeprec spread` and `deeprec agents`."""
 
 from __future__ import annotations
 
@@ -126,6 +126,35 @@ class Report:
         path = self.folder / PAGE_FILE
         write_page(results, runs, path, differences=differences, max_users=self.users)
         logger.info("%s: open it in a browser", path)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Compare the same agents over several seeds: one folder of `deeprec evaluate` a seed."""
+
+    folders: Positional[tuple[Path, ...]]
+    """What was given to `deeprec evaluate --out`, a folder a seed."""
+    baseline: str | None = None
+    """An agent of every folder, such as trm, that the others are compared with, user by user and seed by seed."""
+    out: Path | None = None
+    """A Markdown file to write besides."""
+
+    def run(self) -> None:
+        """Print the tables."""
+        from agents.evaluate import load_results
+        from agents.spread import pooled_differences, render_pooled, render_spread, spread_of
+
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise FileNotFoundError(f"there is no folder {folder}; `deeprec evaluate --out {folder}` makes it")
+        seeds = [load_results(folder) for folder in self.folders]
+        parts = [render_spread(spread_of(seeds))]
+        if self.baseline is not None:
+            parts.append(render_pooled(pooled_differences(self.baseline, seeds)))
+        text = "\n".join(parts)
+        if self.out is not None:
+            self.out.write_text(text, encoding="utf-8")
+        say(text)
 
 
 @dataclass(frozen=True)
