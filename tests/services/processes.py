@@ -27,16 +27,21 @@ def free_port() -> int:
 class Service:
     """A `deeprec serve …` process; it may be killed and started again on its port."""
 
-    def __init__(self, *args: str, port: int | None = None, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *args: str,
+        port: int | None = None,
+        environment: dict[str, str] | None = None,
+        program: tuple[str, ...] = ("agents.cli", "serve"),
+    ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._args = args
+        self._command = [sys.executable, "-m", *program, *args, "--port", str(self.port)]
         self._environment = {**os.environ, **(environment or {})}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Service:
-        command = [sys.executable, "-m", "agents.cli", "serve", *self._args, "--port", str(self.port)]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(self._command, cwd=ROOT, env=self._environment, stdout=subprocess.DEVNULL)
         return self
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> dict[str, object]:
