@@ -18,6 +18,7 @@ from trm.service import (
     ServiceMetrics,
     UserId,
     build_service,
+    refusing_overload,
     same_lengths,
 )
 
@@ -81,7 +82,8 @@ def build_reward_app(
     @app.post("/reward", responses=REFUSALS)
     async def reward(request: RewardRequest) -> RewardAnswer:
         texts = _scored_texts(request, user_of, stripped_tokens)
-        return RewardAnswer(rewards=await batcher.submit(texts))
+        with refusing_overload():
+            return RewardAnswer(rewards=await batcher.submit(texts))
 
     return app
 

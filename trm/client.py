@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 _TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
+_MAX_RETRY_AFTER_S = 60.0
+"""A longer wait that a service asks for is cut to this."""
 
 
 @dataclass(frozen=True)
@@ -153,15 +155,17 @@ class HttpRetriever:
         """Return what `read` makes of the answer's JSON."""
         retry = self._retry
         for attempt in range(1, retry.max_attempts + 1):
+            asked_wait_s = 0.0
             try:
                 answer = self._client.get(path) if body is None else self._post(path, body)
                 if answer.status_code not in _TRY_AGAIN:
                     return self._read(answer, read)
                 problem = f"status {answer.status_code}: {answer.text[:200]}"
+                asked_wait_s = _retry_after_s(answer)
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
             if attempt < retry.max_attempts:
-                wait_s = retry.wait_s(attempt, self._rng)
+                wait_s = max(asked_wait_s, retry.wait_s(attempt, self._rng))
                 logger.info("%s%s, attempt %d: %s; again in %.1f s", self.url, path, attempt, problem, wait_s)
                 self._sleep(wait_s)
         raise RetrieverUnavailable(
@@ -179,6 +183,14 @@ class HttpRetriever:
             return read(answer.json())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RetrieverRefused(f"{answer.url}: expected an answer of a retrieval service, got {error!r}") from error
+
+
+def _retry_after_s(answer: httpx.Response) -> float:
+    """Return how long the service asks to be left alone; 0 if it does not say."""
+    try:
+        return min(_MAX_RETRY_AFTER_S, max(0.0, float(answer.headers.get("retry-after", "0"))))
+    except ValueError:  # a date: the service's clock is not ours
+        return 0.0
 
 
 def _answers(answer: Any) -> list[Candidates]:

@@ -27,6 +27,7 @@ from trm.service import (
     ServiceMetrics,
     UserId,
     build_service,
+    refusing_overload,
     same_lengths,
 )
 from trm.types import Candidates, RankingRetriever, RetrievalQuery
@@ -131,6 +132,7 @@ def build_recall_app(
     exclude_history: bool = True,
     max_batch: int = 512,
     max_wait_s: float = 0.002,
+    max_waiting: int = 16_384,
 ) -> FastAPI:
     """Return the retrieval service as an ASGI app.
 
@@ -140,9 +142,10 @@ def build_recall_app(
         exclude_history: whether /recall leaves out the items of a user's history. The original leaves them in.
         max_batch: queries of one call of the retriever, about.
         max_wait_s: how long a request waits for others to share a call.
+        max_waiting: queries that may wait for their call; who comes on top is told to ask again later.
     """
     metrics = ServiceMetrics()
-    calls = _Calls(world, metrics, max_batch=max_batch, max_wait_s=max_wait_s)
+    calls = _Calls(world, metrics, max_batch=max_batch, max_wait_s=max_wait_s, max_waiting=max_waiting)
     app = build_service(
         "DeepRec retrieval",
         description="Items for a user's history and a preference in words.",
@@ -190,13 +193,16 @@ def _add_retrieve(app: FastAPI, world: RecallWorld, calls: _Calls) -> None:
 class _Calls:
     """The calls of the recommender: in batches, one at a time, for it is not made for several threads."""
 
-    def __init__(self, world: RecallWorld, metrics: ServiceMetrics, *, max_batch: int, max_wait_s: float) -> None:
+    def __init__(
+        self, world: RecallWorld, metrics: ServiceMetrics, *, max_batch: int, max_wait_s: float, max_waiting: int
+    ) -> None:
         retriever = world.retriever
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recommender")
         self._retrieve: MicroBatcher[RetrievalQuery, Candidates] = MicroBatcher(
             _CacheCounters(world, metrics).watched(retriever.retrieve),
             max_batch=max_batch,
             max_wait_s=max_wait_s,
+            max_waiting=max_waiting,
             on_batch=metrics.sizes("deeprec_batch_size", "Queries of one call of the recommender").observe,
             executor=executor,
         )
@@ -228,7 +234,8 @@ class _Calls:
 @contextmanager
 def _typed_refusals() -> Iterator[None]:
     try:
-        yield
+        with refusing_overload():
+            yield
     except ReplayMiss as error:
         raise Refusal(str(error), status=404) from error
     except RetrieverError as error:

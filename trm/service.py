@@ -9,8 +9,8 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -23,6 +23,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trm.batching import Overloaded
+
 logger = logging.getLogger(__name__)
 
 UserId = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
@@ -31,6 +33,8 @@ Count = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 Text = Annotated[str, Field(strict=True)]
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_PAUSE_S = 1
+"""What a client of a busy service is told to wait; our own waits longer each time."""
 _SHOWN_PROBLEMS = 3
 _OPEN_PATHS = ("/health",)
 
@@ -45,10 +49,17 @@ class Problem(BaseModel):
 class Refusal(Exception):
     """A request that is well-typed but cannot be answered; its message is the sentence for the client."""
 
-    def __init__(self, detail: str, *, status: int = 422) -> None:
-        """Hold the sentence and the HTTP status: 4xx, or 503 where the fault is not the client's."""
+    def __init__(self, detail: str, *, status: int = 422, retry_after_s: int | None = None) -> None:
+        """Hold the sentence and the HTTP status: 4xx, or 503 where the fault is not the client's.
+
+        Args:
+            detail: the sentence.
+            status: of the answer.
+            retry_after_s: when the client may ask again, if that may help.
+        """
         super().__init__(detail)
         self.status = status
+        self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,10 @@ def build_service(
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
-    for status, text in ((400, "not JSON"), (401, "no or a wrong token"), (413, "too long"), (422, "wrong"))
+    for status, text in (
+        *((400, "not JSON"), (401, "no or a wrong token"), (413, "too long"), (422, "wrong")),
+        (503, "busy, or what it rests on has failed; ask again"),
+    )
 }
 """What an endpoint's documentation says of refused requests."""
 
@@ -159,6 +173,15 @@ def run_service(app: ASGIApp, config: ServiceConfig) -> None:
         backlog=2048,
         timeout_keep_alive=75,  # a policy may think for long between two searches
     )
+
+
+@contextmanager
+def refusing_overload() -> Iterator[None]:
+    """Turn `Overloaded` into a 503 that says when to ask again."""
+    try:
+        yield
+    except Overloaded as error:
+        raise Refusal(f"the service is busy, {error}; ask again later", status=503, retry_after_s=_PAUSE_S) from error
 
 
 def same_lengths(**lists: Sequence[object]) -> int:
@@ -185,7 +208,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return JSONResponse({"detail": str(error)}, status_code=error.status)
+    return JSONResponse({"detail": str(error)}, status_code=error.status, headers=error.headers)
 
 
 def _sentence(problem: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from trm.batching import MicroBatcher
+from trm.batching import MicroBatcher, Overloaded
 
 
 def run(coroutine: object) -> object:
@@ -99,3 +99,46 @@ def test_a_request_without_queries_calls_nothing() -> None:
         return answers
 
     assert run(main()) == []
+
+
+def test_requests_beyond_what_may_wait_are_refused_at_once_and_the_others_answered() -> None:
+    async def main() -> list[object]:
+        batcher = await _started(MicroBatcher(list, max_wait_s=0.05, max_waiting=6))
+        waiting = [asyncio.create_task(batcher.submit([i, i])) for i in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="6 queries wait already"):
+            await batcher.submit([9])
+        answers = await asyncio.gather(*waiting)
+        longer_than_the_queue = await batcher.submit(list(range(20)))  # but nothing waits before it
+        await batcher.close()
+        return [*answers, longer_than_the_queue]
+
+    assert run(main()) == [[0, 0], [1, 1], [2, 2], list(range(20))]
+
+
+def test_a_request_that_waited_too_long_is_refused_and_never_computed() -> None:
+    calls: list[list[int]] = []
+    release = threading.Event()
+
+    def slow(numbers: list[int]) -> list[int]:
+        calls.append(list(numbers))
+        release.wait(5)
+        return list(numbers)
+
+    async def main() -> tuple[list[int], object, list[int]]:
+        batcher = await _started(MicroBatcher(slow, max_wait_s=0.001, patience_s=0.1))
+        first = asyncio.create_task(batcher.submit([1]))
+        await asyncio.sleep(0.02)  # its call runs
+        second = asyncio.create_task(batcher.submit([2]))
+        await asyncio.sleep(0.15)
+        third = asyncio.create_task(batcher.submit([3]))
+        await asyncio.sleep(0)
+        release.set()
+        found = await asyncio.gather(first, second, third, return_exceptions=True)
+        await batcher.close()
+        return tuple(found)  # type: ignore[return-value]
+
+    first, second, third = run(main())  # type: ignore[misc]
+    assert (first, third) == ([1], [3])
+    assert isinstance(second, Overloaded)
+    assert calls == [[1], [3]]

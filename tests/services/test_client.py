@@ -91,6 +91,15 @@ def test_a_fault_of_the_service_is_asked_again_with_growing_waits(failure: Excep
         assert longest / 2 <= wait <= longest
 
 
+@pytest.mark.parametrize(("asked", "wait"), [("7", 7.0), ("9999", 60.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.1)])
+def test_a_busy_service_is_left_alone_as_long_as_it_asks(asked: str, wait: float) -> None:
+    waits: list[float] = []
+    answers = iter([httpx.Response(503, headers={"Retry-After": asked}), httpx.Response(200, json=ANSWER)])
+    client = retriever(lambda request: next(answers), waits=waits, retry=RetryConfig(jitter=0.0))
+    client.retrieve([QUERY])
+    assert waits == [wait]
+
+
 def test_attempts_are_bounded_and_the_error_says_what_to_do() -> None:
     waits: list[float] = []
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import pytest
@@ -186,6 +187,28 @@ def test_a_broken_recommender_is_a_typed_status(error: Exception, status: int) -
         answer = client.post("/recall", json=recall_request())
     assert answer.status_code == status
     assert str(error) in answer.json()["detail"]
+
+
+def test_a_busy_service_says_so_and_when_to_ask_again() -> None:
+    release = threading.Event()
+
+    class Slow:
+        def retrieve(self, queries: list[RetrievalQuery]) -> list[Any]:
+            release.wait(10)
+            return WORLD.retriever.retrieve(queries)
+
+    app = build_recall_app(recall_world(WORLD, retriever=Slow()), max_wait_s=0.001, max_waiting=4)
+    with TestClient(app) as client, ThreadPoolExecutor(8) as pool:
+        asked = [
+            pool.submit(client.post, "/recall", json=recall_request()) for _ in range(8)
+        ]  # one call runs, two wait
+        first = next(as_completed(asked, timeout=10)).result()
+        release.set()
+        answers = [future.result() for future in asked]
+    assert {answer.status_code for answer in answers} == {200, 503}
+    assert first.status_code == 503
+    assert first.headers["retry-after"] == "1"
+    assert "busy" in first.json()["detail"]
 
 
 def test_the_documentation_of_the_contract_is_served(client: TestClient) -> None:
