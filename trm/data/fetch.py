@@ -127,6 +127,10 @@ def download(url: str, target: Path, *, progress: bool = False) -> None:
     except urllib.error.HTTPError as error:
         if error.code != _RANGE_NOT_SATISFIABLE or not part.is_file():  # else all of it is there
             raise DatasetNotPrepared(f"could not fetch {url}: {error}") from error
+        size = error.headers.get("Content-Range", "").rpartition("/")[2]
+        if size.isdecimal() and int(size) != part.stat().st_size:
+            part.unlink()
+            raise DatasetNotPrepared(f"{url} has changed since {part} was begun; run the same command again") from error
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         raise DatasetNotPrepared(f"could not fetch {url}: {error}; the same command goes on where it was") from error
     part.replace(target)
