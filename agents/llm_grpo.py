@@ -1,8 +1,9 @@
-"""Train an LLM agent: SFT on a rule agent's episodes, then GRPO in stage cold, then in stage rec.
+"""Train an LLM agent: SFT on an agent's episodes, then GRPO in stage cold, then in stage rec.
 
     python agents/llm_grpo.py quickstart                      a micro Llama on MovieLens-100K, minutes on two cores
     python agents/llm_grpo.py quickstart --fast               every step, shorter
     python agents/llm_grpo.py quickstart --rec.num-steps 80   any field of the preset, see --help
+    python agents/llm_grpo.py smollm2 --stage cold            a pretrained model, one stage at a time
     torchrun --nproc-per-node 8 agents/llm_grpo.py ...        one process a GPU, see docs/training.md
 
 Every stage leaves a folder OUT/STAGE with its policy in Hugging Face format, metrics.jsonl and TensorBoard events. A
@@ -11,7 +12,6 @@ stage that is finished is skipped, one that was killed goes on from its last che
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -32,9 +32,11 @@ from transformers.utils import logging as transformers_logging
 
 from agents.base import AgentError
 from agents.grpo.config import STAGES, GrpoConfig, TrainConfig, list_presets, load_preset
+from agents.grpo.demonstrations import demonstrate
 from agents.grpo.drills import copy_drills
 from agents.grpo.engines import Engine
 from agents.grpo.policy import Policy, build_policy, load_policy, save_policy
+from agents.grpo.pretrained import load_pretrained
 from agents.grpo.progress import METRICS_FILE, read_metrics
 from agents.grpo.ranks import Ranks, join_ranks
 from agents.grpo.sft import Phase, encode_episode, train_sft
@@ -48,13 +50,12 @@ from deeprec_env.errors import DeepRecError
 from trm.errors import TRMError
 
 if TYPE_CHECKING:
+    from deeprec_env.episode import Episode
     from deeprec_env.game import Game
 
 logger = logging.getLogger(__name__)
 _DONE = "done.json"
 _LABELS = {"sft": "llm after SFT", "cold": "llm after cold", "rec": "llm after rec"}
-_WELL_FORMED_USERS = 128
-"""How many users are played after SFT to say how often the policy is well-formed."""
 
 
 class Run:
@@ -64,7 +65,7 @@ class Run:
         """Bind config and console; nothing is loaded yet."""
         self._config, self._console = config, console
         self._game: Game | None = None
-        self._engine = Engine(config.engine)
+        self._engine = Engine(config.engine, dtype=config.engine_dtype, memory_share=config.engine_memory)
 
     def stage(self, name: str) -> None:
         """Run a stage, unless it is finished."""
@@ -77,7 +78,7 @@ class Run:
         policy = self._sft(folder) if name == "sft" else self._grpo(name, folder)
         ranks = Ranks.current()
         if ranks.first:
-            summary = self._well_formed(policy) if name == "sft" else reward_summary(folder)
+            summary = self._checked(policy) if name == "sft" else reward_summary(folder)
             self._finish(name, policy, summary, seconds=time.perf_counter() - started)
         ranks.barrier()
 
@@ -104,21 +105,13 @@ class Run:
 
     def _sft(self, folder: Path) -> Policy:
         config, game = self._config, self._world_game("rec")
-        users = self._users(game, config.sft.max_users)
+        if config.policy.pretrained and not config.sft.num_epochs and not config.sft.num_drills:
+            return load_pretrained(config.policy.pretrained, max_tokens=config.policy.max_tokens)
         teacher = make_agent(config.sft.teacher)
-        episodes = play(
-            game,
-            teacher,
-            users,
-            split="train",
-            seed=config.seed,
-            num_samples=config.sft.num_samples,
-            progress=True,
-        )
-        tokenizer = train_tokenizer(
-            [episode.transcript for episode in episodes], titles=_titles(game), vocab_size=config.policy.vocab_size
-        )
-        policy = build_policy(config.policy, tokenizer, seed=config.seed)
+        users = self._users(game, config.sft.max_users)
+        episodes = demonstrate(game, teacher, users, config.sft, seed=config.seed)
+        policy = self._first_policy(game, episodes)
+        tokenizer = policy.tokenizer
         traces = [encode_episode(episode, tokenizer) for episode in episodes]
         drills = copy_drills(game, tokenizer, count=config.sft.num_drills, seed=config.seed)
         num_tokens = sum(map(len, traces))
@@ -130,13 +123,28 @@ class Run:
             Phase(drills, 1, config.sft.drill_batch_size),
             Phase(traces, config.sft.num_epochs, config.sft.batch_size),
         ]
-        return train_sft(policy, phases, config.sft, folder=folder, seed=config.seed, backend=config.backend)
+        backend = config.backend if config.sft.adapters else dataclasses.replace(config.backend, lora_rank=0)
+        return train_sft(policy, phases, config.sft, folder=folder, seed=config.seed, backend=backend)
 
-    def _well_formed(self, policy: Policy) -> str:
-        game = self._world_game("rec")
+    def _first_policy(self, game: Game, episodes: Sequence[Episode]) -> Policy:
+        """Return the policy that SFT begins with: a pretrained one, or a micro Llama with a tokenizer of its own."""
+        options = self._config.policy
+        if options.pretrained:
+            return load_pretrained(options.pretrained, max_tokens=options.max_tokens)
+        texts = [episode.transcript for episode in episodes]
+        tokenizer = train_tokenizer(texts, titles=_titles(game), vocab_size=options.vocab_size)
+        return build_policy(options, tokenizer, seed=self._config.seed)
+
+    def _checked(self, policy: Policy) -> str:
+        """Return in words how often the policy is well-formed after SFT."""
+        game, limit = self._world_game("rec"), self._config.sft.num_checked
+        if not limit:
+            return "not checked"
         users = self._users(game, self._config.sft.max_users)
-        agent = LlmAgent.of_policy(policy, self._card("sft"), temperature=1.0, name="check")
-        picked = users[:: max(1, len(users) // _WELL_FORMED_USERS)][:_WELL_FORMED_USERS]
+        agent = LlmAgent.of_policy(
+            policy, self._card("sft"), temperature=1.0, name="check", generator=self._engine.follow(policy)
+        )
+        picked = users[:: max(1, len(users) // limit)][:limit]
         episodes = play(game, agent, picked, split="valid", seed=self._config.seed)
         share = sum(episode.well_formed for episode in episodes) / len(episodes)
         return f"well-formed in {share:.1%} of {len(episodes)} sampled episodes of split valid"
@@ -195,12 +203,12 @@ def stage_users(game: Game, config: GrpoConfig) -> list[int]:
     from deeprec_env.users import select_users, target_ranks
 
     try:
-        users = select_users(game.world, config.users, "train")
+        users = select_users(game.world, config.users, config.split)
     except ValueError as error:
         raise AgentError(f"users: {error}") from error
     if config.max_users and config.max_users < len(users):
         users = users[: config.max_users]
-    ranks = target_ranks(game.world, "train")[users]
+    ranks = target_ranks(game.world, config.split)[users]
     return [int(user) for user in users[ranks.argsort(kind="stable")]]
 
 
@@ -228,11 +236,10 @@ def _plain(config: TrainConfig) -> dict[str, object]:
 
 def parse_config(arguments: Sequence[str]) -> TrainConfig:
     """Return the preset's configuration with the command line's changes."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("preset", nargs="?", default="quickstart")
-    parser.add_argument("--fast", action="store_true")
-    known, rest = parser.parse_known_args(list(arguments))
-    preset = f"{known.preset}_fast" if known.fast else known.preset
+    rest = [argument for argument in arguments if argument != "--fast"]
+    preset = rest.pop(0) if rest and not rest[0].startswith("-") else "quickstart"
+    if "--fast" in arguments:
+        preset = f"{preset}_fast"
     description = f"{__doc__}\nPresets: {', '.join(list_presets())}, or a YAML file. --fast takes PRESET_fast."
     return tyro.cli(
         TrainConfig, default=load_preset(preset), args=rest, prog="llm_grpo.py PRESET [--fast]", description=description

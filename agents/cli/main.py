@@ -18,7 +18,7 @@ from agents.cli.play import Play
 from agents.cli.preferences import Preferences
 from agents.cli.rewards import Rewards
 from agents.cli.serve import Serve
-from agents.cli.train import Train
+from agents.cli.train import Sft, Train, llm_arguments
 
 Command = (
     Annotated[Prepare, subcommand("prepare")]
@@ -33,6 +33,7 @@ Command = (
     | Annotated[Rewards, subcommand("rewards")]
     | Annotated[Serve, subcommand("serve")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Sft, subcommand("sft")]
     | Annotated[Agents, subcommand("agents")]
 )
 
@@ -41,11 +42,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake ends it with one sentence and exit status 2."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = list(sys.argv[1:] if args is None else args)
-    if given[:2] == ["train", "llm"]:
-        # Its options are the fields of a preset, which tyro can only offer once the preset is known.
+    if (of_llm := llm_arguments(given)) is not None:
         from agents.llm_grpo import main as train_llm
 
-        raise SystemExit(train_llm(given[2:]))
+        raise SystemExit(train_llm(of_llm))
     command = tyro.cli(Command, prog="deeprec", description="DeepRec as a text environment, and its agents.", args=args)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

@@ -1,10 +1,10 @@
-"""`deeprec train`: policies of Stable-Baselines3. (`deeprec train llm` is `agents/llm_grpo.py`.)"""
+"""`deeprec train`: policies of Stable-Baselines3. (`deeprec train llm` and `deeprec sft` are `agents/llm_grpo.py`.)"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,6 +76,40 @@ class Train:
         except TypeError as error:
             raise ValueError(str(error)) from error
         say(f"{out}: {steps} steps; `deeprec evaluate --agents {self.algorithm}:{out},heuristic` plays the policy")
+
+
+@dataclass(frozen=True)
+class Sft:
+    """Warm-start a language model: it imitates the episodes of an agent, such as heuristic or llm:runs/a/rec.
+
+    deeprec sft PRESET --teacher AGENT is stage sft of `deeprec train llm PRESET`. Fields of the preset's part `sft`
+    need no prefix; --num-samples 8 --keep-best 1 --min-reward 1 imitates each user's best of eight, if it earned 1.
+    `deeprec sft PRESET --help` lists all fields. Stages cold and rec go on from there, given the same --out.
+    """
+
+    def run(self) -> None:
+        """Never called: the command's options are those of a preset, see `llm_arguments`."""
+        raise AssertionError("deeprec sft is started by llm_arguments")
+
+
+def llm_arguments(given: Sequence[str]) -> list[str] | None:
+    """Return the arguments of `agents/llm_grpo.py` that a command of a language model stands for; None for others.
+
+    Their options are the fields of a preset, which tyro can only offer once the preset is known.
+    """
+    if list(given[:2]) == ["train", "llm"]:
+        return list(given[2:])
+    if list(given[:1]) != ["sft"]:
+        return None
+    from agents.grpo.config import SftConfig
+
+    short = {f"--{item.name.replace('_', '-')}" for item in fields(SftConfig)}
+    arguments = []
+    for argument in given[1:]:
+        name, equals, value = argument.partition("=")
+        is_short = name.replace("_", "-") in short
+        arguments.append((f"--sft.{name[2:]}" if is_short else name) + equals + value)
+    return [*arguments, "--stages", "sft"]
 
 
 def _options(option: str, text: str) -> Mapping[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import tyro
 import yaml
 
 from agents.base import AgentError
@@ -84,13 +86,19 @@ class BackendConfig:
 
 @dataclass(frozen=True)
 class SftConfig:
-    """Imitation of a rule agent, on the policy's own tokens."""
+    """Imitation of an agent's episodes, on the policy's own tokens."""
 
     num_samples: int = 3
     """Dialogues a user."""
+    keep_best: int = 0
+    """Of a user's num_samples dialogues imitate so many with the highest reward, which is best-of-n; 0 imitates all.
+    Malformed ones are never imitated."""
+    min_reward: float = -math.inf
+    """Dialogues that earned less in stage rec are left out."""
     teacher: str = "heuristic?num_searches=1-3&empty_weight=12"
-    """The imitated agent, as `deeprec` names agents. A range of searches leaves stage cold something to learn;
-    a large weight of the first search makes a ranking that is as good, and that a micro model can follow."""
+    """The imitated agent, as `deeprec` names agents; llm:FOLDER imitates a policy's own successes. A range of searches
+    leaves stage cold something to learn; a large weight of the first search makes a ranking that is as good, and that a
+    micro model can follow."""
     max_users: int = 0
     """Users at most; 0 takes all."""
     num_drills: int = 8000
@@ -98,7 +106,7 @@ class SftConfig:
     drill_batch_size: int = 32
     """Drills an update."""
     num_epochs: int = 2
-    """Passes over the dialogues."""
+    """Passes over the dialogues; 0 (and no drills) leaves the policy as it begins."""
     batch_size: int = 16
     """Dialogues an update."""
     learning_rate: float = 3e-3
@@ -111,6 +119,10 @@ class SftConfig:
     """Tokens of one forward and backward pass, padding included."""
     checkpoint_every: int = 200
     """Updates between two checkpoints."""
+    num_checked: int = 128
+    """Users played afterwards to say how often the policy is well-formed; 0 leaves it out."""
+    adapters: bool = True
+    """Whether backend.lora_rank holds for SFT too. False trains all weights here: embeddings of new tags want it."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,9 @@ class GrpoConfig:
     """Rollouts a user."""
     users: str = "all"
     """Whom to train on: all, or topA_B, whose target the TRM ranks behind A and within B; the paper: top0_100."""
+    split: str = "train"
+    """Whose held-out item is looked for: train, or valid. The recommender has been trained on the items of "train" and
+    ranks them better than any new one; on "valid" its answers are as good as they are to new users."""
     max_users: int = 0
     """Users at most; 0 takes all of them."""
     learning_rate: float = 3e-4
@@ -170,7 +185,8 @@ class GrpoConfig:
         Raises:
             ValueError: if a name is unknown or a value out of its range.
         """
-        for name, known in (("advantage", ADVANTAGES), ("normalization", NORMALIZATIONS)):
+        choices = (("advantage", ADVANTAGES), ("normalization", NORMALIZATIONS), ("split", ("train", "valid")))
+        for name, known in choices:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"expected {name} to be one of {', '.join(known)}, got {value!r}{_hint(value, known)}")
@@ -190,14 +206,18 @@ class TrainConfig:
     """The category, for amazon."""
     out: Path = Path("runs/quickstart")
     """Where stages, curves and checkpoints are written; what is there is resumed."""
-    stages: str = "sft,cold,rec"
-    """Which to run, in this order."""
+    stages: Annotated[str, tyro.conf.arg(aliases=("--stage",))] = "sft,cold,rec"
+    """Which to run, in this order; each begins with the policy of the one before it, which lies in out."""
     seed: int = 0
     """Of everything."""
     num_threads: int = 2
     """Threads of torch."""
     engine: str = "hf"
     """What samples: hf (transformers) or vllm."""
+    engine_dtype: str = "float32"
+    """Of vllm's copy of the weights; bfloat16 wants max_logp_difference 0."""
+    engine_memory: float = 0.4
+    """Of a GPU's memory, vllm's share."""
     backend: BackendConfig = field(default_factory=BackendConfig)
     game: GameOptions = field(default_factory=GameOptions)
     policy: PolicyConfig = field(default_factory=PolicyConfig)

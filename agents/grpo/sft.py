@@ -44,7 +44,7 @@ class Phase:
     batch_size: int
 
 
-_MAY_CHANGE = ("learning_rate", "max_grad_norm", "micro_batch_tokens", "checkpoint_every")
+_MAY_CHANGE = ("learning_rate", "max_grad_norm", "micro_batch_tokens", "checkpoint_every", "num_checked")
 """What a run may be resumed with another value of."""
 _PLAIN = BackendConfig()
 _WARMUP_SHARE, _FINAL_SHARE = 0.05, 0.02

@@ -1,8 +1,10 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from agents.base import AgentError
+from agents.cli.train import llm_arguments
 from agents.grpo.config import GrpoConfig, TrainConfig, build_config, list_presets, load_preset
 from agents.llm_grpo import parse_config
 from agents.registry import make_agent
@@ -63,3 +65,43 @@ def test_an_unknown_stage_is_named() -> None:
 def test_an_unknown_preset_is_named() -> None:
     with pytest.raises(AgentError, match="quickstart"):
         load_preset("quickstrat")
+
+
+def test_stage_is_a_name_for_one_of_the_stages() -> None:
+    assert parse_config(["smollm2", "--stage", "cold"]).stage_names == ("cold",)
+
+
+def test_without_a_name_the_quickstart_is_meant() -> None:
+    assert parse_config(["--stages", "sft"]) == dataclasses.replace(load_preset("quickstart"), stages="sft")
+    assert parse_config(["--fast"]) == load_preset("quickstart_fast")
+
+
+def test_the_papers_preset_is_the_papers() -> None:
+    config = load_preset("qwen2.5-7b")
+    assert config.policy.pretrained == "Qwen/Qwen2.5-7B"
+    assert config.policy.max_tokens == 16384
+    assert (config.cold.num_steps, config.rec.num_steps) == (20, 80)
+    assert dataclasses.replace(config.rec, num_steps=20) == config.cold
+    stage = config.cold
+    assert (stage.users_per_step, stage.group_size, stage.max_tokens, stage.users) == (128, 8, 2048, "top0_100")
+    assert (stage.learning_rate, stage.kl_coef, stage.clip_low, stage.clip_high) == (1e-6, 0.0, 0.2, 0.28)
+    assert (stage.advantage, stage.temperature) == ("group_mean", 1.0)
+    assert config.sft.num_epochs == config.sft.num_drills == 0
+    assert (config.backend.name, config.engine) == ("deepspeed", "vllm")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["train", "llm", "x", "--stage", "cold"], ["x", "--stage", "cold"]),
+        (["train", "sb3_ppo"], None),
+        (["evaluate"], None),
+        (
+            ["sft", "x", "--teacher", "llm:a", "--num_samples=8", "--keep-best", "1", "--out", "o"],
+            ["x", "--sft.teacher", "llm:a", "--sft.num_samples=8", "--sft.keep-best", "1", "--out", "o"],
+        ),
+    ],
+)
+def test_the_commands_of_a_language_model_are_the_scripts_arguments(given: list[str], meant: list[str] | None) -> None:
+    expected = meant if meant is None or given[0] != "sft" else [*meant, "--stages", "sft"]
+    assert llm_arguments(given) == expected

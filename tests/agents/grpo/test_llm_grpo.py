@@ -9,8 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from agents.cli.main import main as deeprec
+from agents.grpo.policy import load_policy
+from agents.grpo.pretrained import load_pretrained
 from agents.grpo.progress import METRICS_FILE, read_metrics
+from agents.grpo.tokenizer import encode
+from agents.llm_grpo import main
+from deeprec_env.protocol import SPECIAL_TOKENS
+from tests.agents.grpo.pretrained_models import save_pretrained_model
 
 ROOT = Path(__file__).resolve().parents[3]
 PRESET = """
@@ -90,3 +98,61 @@ def test_a_stage_without_the_one_before_it_says_so(preset: Path, tmp_path: Path)
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 1
     assert "begins with the policy of stage cold" in found.stderr.replace("\n", " ")
+
+
+_SMALL = ["--dataset", "sample", "--num-threads", "1", "--engine", "hf", "--backend.precision", "fp32"]
+_SHORT = [
+    f"--{stage}.{option}"
+    for stage in ("cold", "rec")
+    for option in ("num-steps=1", "users=all", "users-per-step=2", "group-size=2", "max-tokens=16")
+]
+
+
+def _weights(stage: Path) -> dict[str, torch.Tensor]:
+    return dict(load_policy(stage / "policy").model.state_dict())
+
+
+def test_a_pretrained_model_goes_through_sft_cold_and_rec_one_command_each(tmp_path: Path) -> None:
+    model, out = save_pretrained_model(tmp_path / "hub"), tmp_path / "run"
+    options = [*_SMALL, *_SHORT, "--policy.pretrained", str(model), "--out", str(out), "--backend.lora-rank", "2"]
+    options += ["--sft.max-users", "6", "--sft.num-checked", "2"]
+    with pytest.raises(SystemExit) as exit_of_sft:
+        deeprec(["sft", "smollm2", "--teacher", "heuristic?num_searches=1", "--keep-best=1", *options])
+    assert exit_of_sft.value.code == 0
+    assert [path.name for path in out.iterdir()] == ["sft"]
+    assert "2 sampled episodes" in json.loads((out / "sft" / "done.json").read_text())["summary"]
+    losses = [record["loss/sft"] for record in read_metrics(out / "sft" / METRICS_FILE)]
+    assert len(losses) == 2
+    for stage in ("cold", "rec"):
+        assert main(["smollm2", "--stage", stage, *options]) == 0
+        assert len(read_metrics(out / stage / METRICS_FILE)) == 1
+
+    stages = [_weights(out / name) for name in ("sft", "cold", "rec")]
+    assert all(weights.keys() == stages[0].keys() for weights in stages)
+    # SFT trains every weight, those of the tags among them; what follows trains adapters beside the linear layers.
+    tags = [encode(load_policy(out / "rec" / "policy").tokenizer, tag)[0] for tag in SPECIAL_TOKENS]
+    embeddings = "model.embed_tokens.weight"
+    begin = load_pretrained(str(model), max_tokens=1536).model.state_dict()[embeddings]
+    assert not torch.equal(stages[0][embeddings][tags], begin[tags])
+    assert torch.equal(stages[2][embeddings], stages[0][embeddings])
+
+
+def test_the_papers_preset_runs_with_a_tiny_qwen_in_the_large_ones_place(tmp_path: Path) -> None:
+    model, out = save_pretrained_model(tmp_path / "hub", kind="qwen2", spare_rows=32), tmp_path / "run"
+    options = [*_SMALL, *_SHORT, "--category", "None", "--backend.name", "torch", "--sft.num-checked", "2"]
+    assert main(["qwen2.5-7b", *options, "--policy.pretrained", str(model), "--out", str(out)]) == 0
+    begin = load_pretrained(str(model), max_tokens=16384).model.state_dict()
+    for name, tensor in _weights(out / "sft").items():
+        assert torch.equal(tensor, begin[name])  # the paper has no warm start
+    card = json.loads((out / "rec" / "policy" / "policy.json").read_text())
+    assert card["game_options"] == {"prompt_style": "full", "max_history": 20}
+
+
+def test_a_teacher_without_successes_is_no_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_pretrained_model(tmp_path / "hub")
+    options = [*_SMALL, "--policy.pretrained", str(model), "--sft.max-users", "2", "--stage", "sft"]
+    untrained = ["--sft.num-epochs", "0", "--sft.num-checked", "0", "--out", str(tmp_path / "teacher")]
+    assert main(["smollm2", *options, *untrained]) == 0
+    again = ["--sft.teacher", f"llm:{tmp_path / 'teacher' / 'sft'}", "--out", str(tmp_path / "pupil")]
+    assert main(["smollm2", *options, *again]) == 1
+    assert "got none of 2" in " ".join(capsys.readouterr().err.split())
