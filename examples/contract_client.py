@@ -40,7 +40,10 @@ def write_turn(text: str) -> str:
 
 def post(url: str, body: dict[str, object]) -> dict[str, list]:
     """Return the JSON answer of a service."""
-    answer = requests.post(url, json=body, timeout=30)
+    try:
+        answer = requests.post(url, json=body, timeout=30)
+    except requests.ConnectionError:
+        raise SystemExit(f"nobody answers at {url}; is the server running?") from None
     if not answer.ok:
         raise SystemExit(f"{url} refused: {answer.json()['detail']}")
     return answer.json()

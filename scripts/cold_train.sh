@@ -3,11 +3,11 @@
 #
 #   bash scripts/cold_train.sh                            the micro model on MovieLens-100K
 #   PRESET=paper bash scripts/cold_train.sh               Qwen2.5-7B on Video_Games
-#   bash scripts/cold_train.sh --cold.num-steps 5         any field of the trainer's preset (agents/llm_grpo.py --help)
+#   bash scripts/cold_train.sh --cold.num-steps 5         any field of the trainer's preset (deeprec train llm --help)
 #
 # Killed and started again it goes on from its last checkpoint.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/preset.sh"
 ready
 cd "$root"
-exec python agents/llm_grpo.py "$LLM_PRESET" "${data[@]}" --out "$OUT" --stages "$COLD_STAGES" "${rest[@]}"
+exec deeprec train llm "$LLM_PRESET" "${data[@]}" --out "$OUT" --stages "$COLD_STAGES" "${rest[@]}"

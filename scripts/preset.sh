@@ -3,6 +3,8 @@
 #   --preset NAME       a file of scripts/presets, or any other (also PRESET=NAME); quickstart by default
 #   --out DIR           where stages and results are written; a folder in one that exists
 #   --retriever URL     retrieve by a server instead of in the process (also RETRIEVER=URL)
+#   --record FILE       keep every retrieval in FILE
+#   --replay FILE       answer every retrieval from FILE, without a trained TRM, and fail on one that is not there
 #
 # usage: source preset.sh "$@"; afterwards the arguments that are left are in "${rest[@]}", the data set in "${data[@]}"
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -16,13 +18,22 @@ usage() {
     awk 'NR > 2 && /^#   --/ { sub(/^# ?/, ""); print }' "${BASH_SOURCE[0]}"
 }
 
-rest=()
+# The path of a file or folder to be, in a folder that exists.
+absolute() { echo "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"; }
+
+rest=() record=""
 while [ $# -gt 0 ]; do
     case "$1" in
         -h | --help) usage; exit 0 ;;
-        --preset | --out | --retriever)
+        --preset | --out | --retriever | --record | --replay)
             [ $# -ge 2 ] || fail "expected a value after $1"
-            case "$1" in --preset) PRESET="$2" ;; --out) OUT="$(cd "$(dirname "$2")" && pwd)/$(basename "$2")" ;; --retriever) RETRIEVER="$2" ;; esac
+            case "$1" in
+                --preset) PRESET="$2" ;;
+                --out) OUT="$(absolute "$2")" ;;
+                --retriever) RETRIEVER="$2" ;;
+                --record) record="record:$(absolute "$2")" ;;
+                --replay) record="replay:$(absolute "$2")" ;;
+            esac
             shift 2
             ;;
         *) rest+=("$1"); shift ;;
@@ -35,6 +46,10 @@ source "$preset"
 case "$OUT" in /*) ;; *) OUT="$root/$OUT" ;; esac
 data=(--dataset "$DATASET")
 [ -z "$CATEGORY" ] || data+=(--category "$CATEGORY")
+case "$record" in
+    replay:*) [ -z "$RETRIEVER" ] || fail "--replay answers alone; leave out --retriever"; RETRIEVER="$record" ;;
+    record:*) RETRIEVER="$record${RETRIEVER:+@$RETRIEVER}" ;;
+esac
 [ -z "$RETRIEVER" ] || export DEEPREC_RETRIEVER="$RETRIEVER"
 
 # Makes the `deeprec` command available; to be called once the arguments are known to be good.

@@ -2,7 +2,7 @@
 # Stage rec from the checkpoint folder of stage cold: the policy learns to rank. Leaves the folder rec beside CKPT.
 #
 #   bash scripts/rec_train.sh CKPT                        such as runs/paper-flow/cold
-#   bash scripts/rec_train.sh CKPT --rec.num-steps 5      any field of the trainer's preset (agents/llm_grpo.py --help)
+#   bash scripts/rec_train.sh CKPT --rec.num-steps 5      any field of the trainer's preset (deeprec train llm --help)
 #
 # Killed and started again it goes on from its last checkpoint. A CKPT that is not called cold is linked as OUT/cold,
 # and the folder rec is then OUT/rec.
@@ -19,4 +19,4 @@ else
 fi
 ready
 cd "$root"
-exec python agents/llm_grpo.py "$LLM_PRESET" "${data[@]}" --out "$OUT" --stages rec "${rest[@]:1}"
+exec deeprec train llm "$LLM_PRESET" "${data[@]}" --out "$OUT" --stages rec "${rest[@]:1}"

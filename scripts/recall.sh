@@ -9,4 +9,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/preset.sh"
 ready
-exec deeprec serve recall "${data[@]}" --split "$SPLIT" --port "$RECALL_PORT" "${rest[@]}"
+exec deeprec serve recall "${data[@]}" --split "$SPLIT" --port "$RECALL_PORT" ${record:+"--${record%%:*}" "${record#*:}"} \
+    "${rest[@]}"

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -49,10 +50,16 @@ class RecallServer:
     """Whether /recall leaves out what the user has chosen already; the original leaves it in."""
     max_wait_ms: float = 2.0
     """How long a request waits for others that share its call of the recommender."""
+    record: Path | None = None
+    """Keep every retrieval in this file."""
+    replay: Path | None = None
+    """Answer every retrieval from this file, without a recommender, and refuse (404) what is not in it."""
 
     def run(self) -> None:
         """Serve until a signal to end."""
-        world = _load(self.data)
+        from trm.retrievers import source_of
+
+        world = _load(self.data, source_of(retriever=None, record=self.record, replay=self.replay))
         from trm.server import build_recall_app
         from trm.service import run_service
 
@@ -150,7 +157,7 @@ def user_finder(world: World) -> Callable[[int], int | None]:
     return {number: index for index, number in enumerate(user_numbers(world.splits.user_ids))}.get
 
 
-def _load(data: ServedData) -> World:
+def _load(data: ServedData, source: str | None = None) -> World:
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -161,7 +168,7 @@ def _load(data: ServedData) -> World:
 
     os.environ.pop(RETRIEVER_VARIABLE, None)  # a server is where retrieval ends
     dataset_ref(data.dataset, data.category)  # refuses a category where there is none, before anything is loaded
-    return load_world(data.dataset, category=data.category)
+    return load_world(data.dataset, category=data.category, retriever=source)
 
 
 def _config(data: ServedData, port: int, *, max_body_bytes: int = 8 * 2**20) -> ServiceConfig:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -163,10 +164,7 @@ def test_a_clean_shutdown_finishes_what_is_in_flight() -> None:
         answers: list[dict[str, Any]] = []
 
         def ask() -> None:
-            body = json.dumps(recall_request()).encode()
-            request = urllib.request.Request(f"{service.url}/recall", body, {"content-type": "application/json"})
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                answers.append(json.load(answer))
+            answers.append(post(f"{service.url}/recall", recall_request()))
 
         threads = [threading.Thread(target=ask) for _ in range(8)]
         for thread in threads:
@@ -177,6 +175,26 @@ def test_a_clean_shutdown_finishes_what_is_in_flight() -> None:
             thread.join(30)
     assert len(answers) == 8
     assert all(len(answer["item_list"]) == 2 for answer in answers)
+
+
+def test_a_server_keeps_what_it_answers_and_another_answers_from_that_alone(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    asked = recall_request()
+    with Service("recall", "--dataset", "sample", "--record", str(file)) as service:
+        answer = post(f"{service.url}/recall", asked)
+    with Service("recall", "--dataset", "sample", "--replay", str(file)) as service:
+        assert post(f"{service.url}/recall", asked) == answer
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            post(f"{service.url}/recall", {**asked, "k": 6})
+        assert caught.value.code == 404
+        assert "holds no retrieval for preference 'slow mysteries', k=6" in json.load(caught.value)["detail"]
+    assert len(file.read_text().splitlines()) == 3
+
+
+def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return dict(json.load(answer))
 
 
 def test_servers_and_clients_share_a_token(monkeypatch: pytest.MonkeyPatch) -> None:

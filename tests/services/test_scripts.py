@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -47,6 +48,7 @@ def test_every_script_explains_itself_and_is_short(script: str) -> None:
         ("eval_generate.sh", ("cpu", "0", "10"), "expected GPU START END CKPT"),
         ("recall.sh", ("--preset", "papr"), "expected a preset out of paper.env, quickstart.env"),
         ("recall.sh", ("--preset",), "expected a value after --preset"),
+        ("cold_train.sh", ("--retriever", "http://h:1", "--replay", "/a"), "--replay answers alone"),
     ],
 )
 def test_a_mistake_is_one_sentence(script: str, args: tuple[str, ...], said: str) -> None:
@@ -99,6 +101,17 @@ def test_the_paper_s_workflow_from_a_base_model_to_metrics(tmp_path: Path) -> No
     done = run("rec_train.sh", "run/cold", *TINY, *rec, cwd=tmp_path)
     assert done.returncode == 0, done.stderr + done.stdout
     assert (tmp_path / "run" / "rec" / "policy" / "config.json").is_file()
+
+    # The same stage again, kept and then answered from what was kept.
+    for option in ("--record", "--replay"):
+        ckpt = tmp_path / option / "cold"
+        ckpt.parent.mkdir()
+        shutil.copytree(tmp_path / "run" / "cold", ckpt)
+        done = run("rec_train.sh", option, "kept.jsonl", ckpt, *TINY, *rec, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr + done.stdout
+        again = ckpt.parent / "rec" / "metrics.jsonl"
+        assert rewards_of(again) == rewards_of(tmp_path / "run" / "rec" / "metrics.jsonl")
+    assert (tmp_path / "kept.jsonl").is_file()
 
     (tmp_path / "run" / "cold").rename(tmp_path / "elsewhere")
     with Service("recall", "--dataset", "sample") as service:
