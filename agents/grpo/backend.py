@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from agents.base import AgentError
+from agents.grpo.attention import choose_attention, packs
 from agents.grpo.config import BackendConfig
 from agents.grpo.forward import Scorer
 from agents.grpo.lora import add_adapters, merged_name, plain_weight
@@ -51,7 +51,7 @@ class Backend(ABC):
         self.config, self.optimizer_config = config, optimizer
         self.device = local_device()
         torch.nn.Module.to(model, self.device)
-        _choose_attention(model, config, self.device)
+        choose_attention(model, config.attention, precision=config.precision)
         self.sampling_model = model
         """What an engine samples from and follows: the trained model, or a copy where that is split or adapted."""
         if self._wants_copy(config):
@@ -59,7 +59,7 @@ class Backend(ABC):
             if config.precision == "bf16":
                 self.sampling_model.bfloat16()
         if config.lora_rank:
-            add_adapters(model, rank=config.lora_rank, alpha=config.lora_alpha)
+            add_adapters(model, rank=config.lora_rank, alpha=config.lora_alpha, num_layers=config.lora_layers)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model = model
@@ -67,6 +67,11 @@ class Backend(ABC):
     @staticmethod
     def _wants_copy(config: BackendConfig) -> bool:
         return config.lora_rank > 0
+
+    @property
+    def packs(self) -> bool:
+        """Whether `score` puts sequences into one row without padding."""
+        return packs(self.model)
 
     def trained(self) -> dict[str, Parameter]:
         """Return the parameters that are trained, by their names in the model."""
@@ -266,16 +271,3 @@ def _collected(named: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor] | None:
         if first:
             kept[name] = tensor.detach().to("cpu", copy=True)
     return kept if first else None
-
-
-def _choose_attention(model: PreTrainedModel, config: BackendConfig, device: torch.device) -> None:
-    name = config.attention
-    if name == "auto":
-        flash = device.type == "cuda" and config.precision == "bf16" and importlib.util.find_spec("flash_attn")
-        name = "flash_attention_2" if flash else "sdpa"
-    if name == model.config._attn_implementation:
-        return
-    try:
-        model.set_attn_implementation(name)
-    except (ImportError, ValueError) as error:
-        raise AgentError(f"attention {name!r} does not work here: {error}; choose sdpa") from error

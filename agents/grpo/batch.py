@@ -65,18 +65,21 @@ def build_batch(traces: Sequence[TokenTrace], advantages: Sequence[NDArray[np.fl
     )
 
 
-def micro_batches(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
-    """Yield row numbers so that rows of like length stand together and no padded micro-batch exceeds max_tokens.
+def micro_batches(lengths: Sequence[int], *, max_tokens: int, padded: bool = True) -> Iterator[list[int]]:
+    """Yield row numbers of micro-batches of max_tokens at most; a longer row makes a micro-batch of its own.
 
-    A single row longer than max_tokens makes a micro-batch of its own.
+    Padded ones hold rows of like length, and their padding counts. Others hold neighbours, so that the members of a
+    group stay together.
     """
-    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row)) if padded else range(len(lengths))
     rows: list[int] = []
+    total = 0
     for row in order:
-        # Rows come by rising length, so this one sets the width.
-        if rows and (len(rows) + 1) * lengths[row] > max_tokens:
+        # Padded rows come by rising length, so this one sets the width.
+        total = (len(rows) + 1) * lengths[row] if padded else total + lengths[row]
+        if rows and total > max_tokens:
             yield rows
-            rows = []
+            rows, total = [], lengths[row]
         rows.append(row)
     if rows:
         yield rows

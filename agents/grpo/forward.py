@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from agents.grpo.attention import pack_rows, packed_options, packs, shares_prefixes
 from agents.grpo.batch import TokenBatch
-from agents.grpo.loss import entropy, token_logps
+from agents.grpo.loss import logps_and_entropy
 
 CHUNK_NUMBERS = 2**26
 """Logits that are made at a time: 256 MB in float32, 441 tokens of a vocabulary of 152,000."""
@@ -30,20 +31,19 @@ def sampled_logps(
 ) -> tuple[Tensor, Tensor]:
     """Return float32 [M] log-probabilities, with gradient, and float32 [M] entropies, without.
 
-    Logits are made for positions before sampled tokens only: a large vocabulary costs nothing on observations. More
-    than `chunk_numbers` of them are made chunk by chunk, and again in the backward pass, so that they never lie in
-    memory together. Padding stands on the right, where causal attention keeps it from every real token, so no mask is
-    needed.
+    Where the model's attention takes it the sequences lie in one row without padding, see `agents.grpo.attention`; else
+    padding stands on the right, where causal attention keeps it from every real token, so no mask is needed. Logits are
+    made for positions before sampled tokens only: a large vocabulary costs nothing on observations. More than
+    `chunk_numbers` of them are made chunk by chunk, and again in the backward pass, so that they never lie in memory
+    together.
 
     Args:
         model: a causal model.
         ids_NT: int64 [N, T].
-        mask_NT: bool [N, T], column 0 False.
+        mask_NT: bool [N, T], column 0 False, at least one True.
         chunk_numbers: logits at a time.
     """
-    hidden_NTD = model.base_model(input_ids=ids_NT, use_cache=False).last_hidden_state
-    wanted_NT = mask_NT[:, 1:]
-    hidden_MD, targets_M = hidden_NTD[:, :-1][wanted_NT], ids_NT[:, 1:][wanted_NT]
+    hidden_MD, targets_M = _hidden_before(model, ids_NT, mask_NT), ids_NT[mask_NT]
     size = max(1, chunk_numbers // int(model.config.vocab_size))
     if len(targets_M) <= size:
         return _scores(model, hidden_MD, targets_M)
@@ -56,12 +56,20 @@ def sampled_logps(
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropies for _, entropies in parts])
 
 
+def _hidden_before(model: PreTrainedModel, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    """Return [M, D], the hidden states that the sampled tokens are predicted from."""
+    if not packs(model):
+        hidden_NTD = model.base_model(input_ids=ids_NT, use_cache=False).last_hidden_state
+        return hidden_NTD[:, :-1][mask_NT[:, 1:]]
+    share = shares_prefixes(model)
+    packing = pack_rows(ids_NT, mask_NT, share_prefixes=share).to(ids_NT.device)
+    options = packed_options(packing, share_prefixes=share)
+    hidden_UD = model.base_model(input_ids=packing.ids_U[None], use_cache=False, **options).last_hidden_state[0]
+    return hidden_UD[packing.before_M]
+
+
 def _scores(model: PreTrainedModel, hidden_MD: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
-    logits_MV = model.get_output_embeddings()(hidden_MD)
-    logps_M = token_logps(logits_MV, targets_M)
-    with torch.no_grad():
-        entropy_M = entropy(logits_MV)
-    return logps_M, entropy_M
+    return logps_and_entropy(model.get_output_embeddings()(hidden_MD), targets_M)
 
 
 class Scorer(torch.nn.Module):

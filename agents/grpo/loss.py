@@ -122,3 +122,12 @@ def entropy(logits_NTV: Tensor) -> Tensor:
     """Return float32 [N, T]: the entropy in nats of the distributions."""
     logps_NTV = torch.log_softmax(logits_NTV.float(), dim=-1)
     return -(logps_NTV.exp() * logps_NTV).sum(dim=-1)
+
+
+def logps_and_entropy(logits_MV: Tensor, ids_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `token_logps` and, without gradient, `entropy` of one softmax over the vocabulary, float32 [M] each."""
+    logps_MV = torch.log_softmax(logits_MV.float(), dim=-1)
+    known_MV = logps_MV.detach()
+    # A token that is impossible has logp -inf and takes no part: 0 * -inf would be nan.
+    entropy_M = torch.special.entr(known_MV.exp()).sum(dim=-1)
+    return logps_MV.gather(-1, ids_M.unsqueeze(-1)).squeeze(-1), entropy_M

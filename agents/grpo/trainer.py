@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from agents.base import AgentError
+from agents.grpo.attention import choose_attention
 from agents.grpo.backend import Backend, OptimizerConfig, build_backend
 from agents.grpo.checkpoint import Checkpoint, explain, list_checkpoints, restore_checkpoint, save_checkpoint
 from agents.grpo.config import BackendConfig, GrpoConfig
@@ -54,7 +55,7 @@ class StageSetup:
     """cold or rec."""
     game: Game
     users: Sequence[int]
-    """The users of split "train" to draw from, best from easy to hard: see `step_users`."""
+    """The users of the config's split to draw from, best from easy to hard: see `step_users`."""
     folder: Path
     seed: int
     card: PolicyCard
@@ -90,6 +91,7 @@ class GrpoTrainer:
         if config.kl_coef > 0:
             self._reference = copy.deepcopy(policy.model).eval()
             torch.nn.Module.to(self._reference, local_device())
+            choose_attention(self._reference, setup.backend.attention, precision="fp32")
         self._parts: tuple[Backend, Learner, LlmAgent] | None = None
         self.next_step = 0
 
@@ -247,7 +249,9 @@ class GrpoTrainer:
         failure: Exception | None = None
         try:
             mine = self._ranks.share(users)
-            groups = collect_groups(setup.game, agent, mine, group_size=config.group_size, seed=seed)
+            groups = collect_groups(
+                setup.game, agent, mine, group_size=config.group_size, seed=seed, split=config.split
+            )
         except FAILURES as error:
             failure = error
         if failure is not None and self._ranks.size == 1:

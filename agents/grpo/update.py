@@ -93,7 +93,8 @@ class Learner:
             ]
             batch = build_batch(traces, advantages, pad_id=self._pad_id)
             weights = token_weights(batch.mask_NT, config.normalization, constant=config.max_tokens)
-            rows = list(micro_batches(batch.lengths_N.tolist(), max_tokens=config.micro_batch_tokens))
+            lengths, padded = batch.lengths_N.tolist(), not self._backend.packs
+            rows = list(micro_batches(lengths, max_tokens=config.micro_batch_tokens, padded=padded))
             num_tokens, num_rows = float(batch.mask_NT.sum()), float(batch.mask_NT.any(dim=1).sum())
             if config.normalization == "constant":
                 num_rows = float(len(traces))

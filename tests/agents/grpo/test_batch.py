@@ -46,6 +46,16 @@ def test_micro_batches_hold_every_row_once_within_the_limit(lengths: list[int], 
         assert len(part) == 1 or len(part) * max(lengths[row] for row in part) <= limit
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 100))
+def test_packed_micro_batches_hold_neighbours_within_the_limit(lengths: list[int], limit: int) -> None:
+    parts = list(micro_batches(lengths, max_tokens=limit, padded=False))
+    assert [row for part in parts for row in part] == list(range(len(lengths)))
+    sums = [sum(lengths[row] for row in part) for part in parts]
+    assert all(len(part) == 1 or total <= limit for part, total in zip(parts, sums, strict=True))
+    # None is closed before it is full.
+    assert all(total + lengths[part[-1] + 1] > limit for part, total in zip(parts[:-1], sums, strict=False))
+
+
 def test_a_group_without_variance_has_no_signal() -> None:
     same = [Rollout(_trace(), (0.5, 1.0)) for _ in range(3)]
     assert not RolloutGroup(0, tuple(same)).has_signal

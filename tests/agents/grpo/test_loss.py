@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.grpo.loss import engine_correction, entropy, grpo_loss, k3_kl, token_logps, token_weights
+from agents.grpo.loss import engine_correction, entropy, grpo_loss, k3_kl, logps_and_entropy, token_logps, token_weights
 
 
 def _numpy_loss(
@@ -126,3 +126,16 @@ def test_logps_and_entropy_by_hand() -> None:
     logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25]]]))
     assert float(token_logps(logits, torch.tensor([[1]]))) == pytest.approx(np.log(0.25))
     assert float(entropy(logits)) == pytest.approx(1.5 * np.log(2))
+
+
+def test_one_softmax_gives_both() -> None:
+    logits = torch.randn((5, 7), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    ids = torch.tensor([0, 6, 3, 3, 1])
+    logps, entropies = logps_and_entropy(logits, ids)
+    table = np.exp(logits.detach().numpy().astype(np.float64))
+    table /= table.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(logps.detach(), np.log(table[np.arange(5), ids]), rtol=1e-5)
+    np.testing.assert_allclose(entropies, -(table * np.log(table)).sum(axis=1), rtol=1e-5)
+    assert not entropies.requires_grad
+    impossible = torch.tensor([[0.0, -torch.inf, 0.0]])
+    assert float(logps_and_entropy(impossible, torch.tensor([0]))[1]) == pytest.approx(np.log(2))
