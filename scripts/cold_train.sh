@@ -9,5 +9,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/preset.sh"
 ready
-cd "$root"
-exec deeprec train llm "$LLM_PRESET" "${data[@]}" --out "$OUT" --stages "$COLD_STAGES" "${rest[@]}"
+train --stages "$COLD_STAGES" "${rest[@]}"

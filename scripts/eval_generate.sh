@@ -13,7 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/preset.sh"
 gpu="${rest[0]}" start="${rest[1]}" end="${rest[2]}" ckpt="${rest[3]%/}"
 export CUDA_VISIBLE_DEVICES="${gpu#cpu}"
 agent="$ckpt"
-[ ! -d "$ckpt" ] || agent="llm:$(cd "$ckpt" && pwd)?temperature=$TEMPERATURE"
+[ ! -d "$ckpt" ] || agent="llm:$(cd "$ckpt" && pwd)?temperature=$TEMPERATURE&engine=$ENGINE"
 ready
 exec deeprec generate "$agent" "${data[@]}" --split test --start "$start" --end "$end" --batch-size "$BATCH_SIZE" \
     --out "$OUT/test-$(basename "$ckpt")" "${rest[@]:4}"

@@ -58,3 +58,11 @@ ready() {
     source "$root/scripts/setup_env.sh"
     cd "$root" && setup_env "trm,agents,serve" && cd - >/dev/null
 }
+
+# Trains as the preset says, in one process or in NUM_PROCESSES of them, one a GPU.
+train() {
+    cd "$root"
+    local settings=("$LLM_PRESET" "${data[@]}" --out "$OUT" --game.reward "$TRAIN_REWARD" "$@")
+    [ "$NUM_PROCESSES" -gt 1 ] || exec deeprec train llm "${settings[@]}"
+    exec torchrun --standalone --nproc-per-node "$NUM_PROCESSES" agents/llm_grpo.py "${settings[@]}"
+}

@@ -18,5 +18,4 @@ else
     mkdir -p "$OUT" && ln -sfn "$ckpt" "$OUT/cold"
 fi
 ready
-cd "$root"
-exec deeprec train llm "$LLM_PRESET" "${data[@]}" --out "$OUT" --stages rec "${rest[@]:1}"
+train --stages rec "${rest[@]:1}"

@@ -48,6 +48,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(train_llm(of_llm))
     command = tyro.cli(Command, prog="deeprec", description="DeepRec as a text environment, and its agents.", args=args)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it names every request
     try:
         command.run()
     except _user_errors() as error:

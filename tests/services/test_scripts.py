@@ -24,6 +24,7 @@ def run(
     """Run a script with the sample data set, from another folder."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "DATASET": "sample", **variables}
+    environment = {name: value for name, value in environment.items() if value}
     command = ["bash", str(ROOT / "scripts" / script), *map(str, args)]
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
@@ -65,6 +66,34 @@ def test_presets_set_the_same_variables() -> None:
     ]
     assert len(names) == 2
     assert names[0] == names[1]
+
+
+@pytest.mark.parametrize(("script", "stages"), [("cold_train.sh", ("sft", "cold")), ("rec_train.sh", ("rec",))])
+def test_the_preset_paper_is_the_published_run(script: str, stages: tuple[str, ...], tmp_path: Path) -> None:
+    """By the arguments with which the trainer would be started."""
+    from agents.llm_grpo import parse_config
+
+    fake = tmp_path / "bin" / "torchrun"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\nfor each in "$@"; do echo "$each"; done\n')
+    fake.chmod(0o755)
+    (tmp_path / "cold" / "policy").mkdir(parents=True)
+    path = f"{fake.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = run(script, *([tmp_path / "cold"] if "rec" in stages else []), PRESET="paper", DATASET="", PATH=path)
+    assert done.returncode == 0, done.stderr
+    launcher, _, arguments = done.stdout.partition("agents/llm_grpo.py\n")
+    assert launcher.split() == ["--standalone", "--nproc-per-node", "8"]
+    config = parse_config(arguments.splitlines())
+    assert config.stage_names == stages
+    assert config.policy.pretrained == "Qwen/Qwen2.5-7B"
+    assert (config.dataset, config.category, config.game.reward) == ("amazon", "Video_Games", "paper")
+    assert (config.cold.num_steps, config.rec.num_steps) == (20, 80)
+    for stage in (config.cold, config.rec):
+        assert (stage.users_per_step, stage.group_size, stage.max_tokens, stage.users) == (128, 8, 2048, "top0_100")
+        assert (stage.learning_rate, stage.kl_coef, stage.clip_low, stage.clip_high) == (1e-6, 0.0, 0.2, 0.28)
+        assert (stage.temperature, stage.advantage) == (1.0, "group_mean")
+    assert config.policy.max_tokens == 16_384
+    assert config.sft.num_epochs == config.sft.num_drills == 0, "stage cold begins with the base model itself"
 
 
 def test_shards_side_by_side_make_one_folder(tmp_path: Path) -> None:
