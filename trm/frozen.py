@@ -21,7 +21,7 @@ from trm.data.storage import written_folder
 from trm.errors import CheckpointError
 from trm.types import FloatArray
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _ARRAYS = "trm.npz"
 _CONFIG = "trm.json"
 _MASKED = np.float32(-10_000.0)
@@ -49,6 +49,9 @@ class FrozenTRM:
             self._num_layers: int = config["num_layers"]
             self._num_heads: int = config["num_heads"]
             self._eps: float = config["layer_norm_eps"]
+            self._temperature: float = config["temperature"]
+            self.preference_scale: float = self._temperature / config["preference_temperature"]
+            self._item_profiles = self._arrays["item_profiles"]
             self.item_table = self._arrays["item_table"]
             self.item_id_vectors = self._arrays["item_id_vectors"]
             self.item_text_vectors = self._arrays["item_text_vectors"]
@@ -80,7 +83,9 @@ class FrozenTRM:
         return _unit_rows(self.item_table)
 
     def encode_histories(self, histories: Sequence[tuple[int, ...]]) -> FloatArray:
-        """Return the state after each history, float32 [B, D]; an empty history's state is zeros.
+        """Return the state after each history and beside it the mean of its items' adapted texts, float32 [B, 2 D].
+
+        Those of an empty history are zeros.
 
         Args:
             histories: item ids, oldest first, without padding; only the last max_history count.
@@ -88,7 +93,7 @@ class FrozenTRM:
         Raises:
             ValueError: if an id is not in the catalogue.
         """
-        states = np.zeros((len(histories), self.dim), dtype=np.float32)
+        states = np.zeros((len(histories), 2 * self.dim), dtype=np.float32)
         lengths = np.array([min(len(history), self.max_history) for history in histories], dtype=np.int64)
         order = np.argsort(lengths, kind="stable")
         order = order[lengths[order] > 0]
@@ -98,17 +103,43 @@ class FrozenTRM:
             for place, row in enumerate(rows):
                 item_seq[place, : lengths[row]] = histories[row][-self.max_history :]
             self._check_ids(item_seq)
-            states[rows] = self._last_states(item_seq, lengths[rows])
+            states[rows, : self.dim] = self._last_states(item_seq, lengths[rows])
+            states[rows, self.dim :] = self._item_profiles[item_seq].sum(axis=1) / lengths[rows, None]
         return states
 
-    def queries(self, states: FloatArray, preference_vectors: FloatArray) -> FloatArray:
+    def queries(self, states: FloatArray, preference_vectors: FloatArray | None = None) -> FloatArray:
         """Return unit query vectors, float32 [B, D].
 
         Args:
-            states: float32 [B, D] of encode_histories.
-            preference_vectors: float32 [B, P], unit text vectors; a zero row is an empty preference.
+            states: float32 [B, 2 D] of encode_histories.
+            preference_vectors: float32 [B, P], unit text vectors; a zero row is an empty preference, whose query is the
+                history's own. No preferences: all are.
         """
-        return _unit_rows(self._layer_norm(states + preference_vectors @ self._adaptor, "output_norm"))
+        states = states[:, : self.dim]
+        if preference_vectors is not None:
+            states = states + preference_vectors @ self._adaptor
+        return _unit_rows(self._layer_norm(states, "output_norm"))
+
+    def trust(self, states: FloatArray, preference_vectors: FloatArray) -> FloatArray:
+        """Return what is added to the scores of the query with the preference, float32 [B].
+
+        An item's score is the larger of own @ item and preference_scale * query @ item + trust.
+
+        Args:
+            states: float32 [B, 2 D] of encode_histories.
+            preference_vectors: float32 [B, P], unit text vectors, no zero rows.
+        """
+        preferences = preference_vectors @ self._adaptor
+        norms = np.linalg.norm(preferences, axis=-1, keepdims=True)
+        own, fused = self.queries(states), self.queries(states, preference_vectors)
+        preferences, profiles = _unit_rows(preferences), _unit_rows(states[:, self.dim :])
+        scale = np.float32(self.dim**0.5)
+        pairs = ((own, fused), (own, preferences), (fused, preferences), (profiles, preferences))
+        cosines = [scale * np.vecdot(left, right)[:, None] for left, right in pairs]
+        vectors = [scale * own, scale * fused, scale * preferences, scale**2 * profiles * preferences]
+        features = self._layer_norm(np.concatenate([*vectors, *cosines, norms], axis=1), "gate.norm")
+        log_odds = self._linear(_gelu(self._linear(features, "gate.linear_1")), "gate.linear_2")
+        return np.float32(self._temperature) * log_odds[:, 0]
 
     def save(self, folder: Path) -> None:
         """Write the model into folder, whole or not at all; what was there before is replaced."""

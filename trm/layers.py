@@ -1,4 +1,4 @@
-"""The transformer of the TRMs and the mixture-of-experts adaptor, under the published parameter names.
+"""The transformer of the TRMs and the mixture-of-experts adaptor, under the published parameter names; steer's gate.
 
 Shapes: B batch, L positions, D width, H heads, K width of a head, P text dimension, E experts.
 """
@@ -133,3 +133,38 @@ class MoEAdaptor(nn.Module):
         gates = logits.softmax(dim=-1)
         outputs = torch.stack([expert(text) for expert in self.experts], dim=-2)
         return (gates.unsqueeze(-1) * outputs).sum(dim=-2)
+
+
+class Gate(nn.Module):
+    """How far a preference is to be trusted: the log-odds of its query's ranking against the history's own."""
+
+    num_cosines = 4
+    """own and fused query, own query and preference, fused query and preference, profile and preference."""
+
+    def __init__(self, dim: int, *, hidden_dim: int, eps: float) -> None:
+        super().__init__()
+        num_features = 4 * dim + self.num_cosines + 1
+        self.norm = nn.LayerNorm(num_features, eps=eps)
+        self.linear_1 = nn.Linear(num_features, hidden_dim)
+        self.linear_2 = nn.Linear(hidden_dim, 1)
+        nn.init.zeros_(self.linear_2.weight)
+        nn.init.zeros_(self.linear_2.bias)
+
+    def forward(self, own: Tensor, fused: Tensor, preference: Tensor, profile: Tensor) -> Tensor:
+        """Return float [...]; no gradient reaches the inputs.
+
+        Args:
+            own: unit query of the history, float [..., D].
+            fused: unit query of history and preference, float [..., D].
+            preference: adapted preference, float [..., D].
+            profile: mean adapted text of the history's items, float [..., D].
+        """
+        own, fused, preference, profile = (vectors.detach() for vectors in (own, fused, preference, profile))
+        norm = preference.norm(dim=-1, keepdim=True)
+        preference, profile = functional.normalize(preference, dim=-1), functional.normalize(profile, dim=-1)
+        scale = preference.shape[-1] ** 0.5
+        pairs = ((own, fused), (own, preference), (fused, preference), (profile, preference))
+        cosines = [scale * (left * right).sum(dim=-1, keepdim=True) for left, right in pairs]
+        vectors = [scale * own, scale * fused, scale * preference, scale**2 * profile * preference]
+        features = self.norm(torch.cat([*vectors, *cosines, norm], dim=-1))
+        return self.linear_2(functional.gelu(self.linear_1(features))).squeeze(-1)

@@ -1,4 +1,7 @@
-"""Preference texts from the catalogue's attributes, to train and to measure with. Titles never enter them."""
+"""Preference texts from the catalogue's attributes, to train and to measure with. No whole title enters them.
+
+Where a catalogue has few attributes, phrases that several titles share stand beside them (see keyphrases).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from trm.data.catalog import Catalog
+from trm.keyphrases import KIND, keyphrases
 
 TemplateSet = Literal["train", "test"]
 
@@ -50,13 +54,15 @@ class PreferenceWriter:
         if templates not in _TEMPLATES:
             raise ValueError(f"expected templates in {get_args(TemplateSet)}, got {templates!r}")
         self._templates = _TEMPLATES[templates]
-        self._catalog = catalog
         self._attributes: list[tuple[str, ...]] = [()]
         self._keys: list[tuple[tuple[str, str], ...]] = [()]
+        mined = keyphrases(catalog)
         for item in catalog:
             keys = tuple((kind, value) for kind, values in item.attributes.items() for value in values)
+            keys += tuple((KIND, phrase) for phrase in mined[item.item_id])
             self._keys.append(keys)
             self._attributes.append(tuple(dict.fromkeys(value for _, value in keys)))
+        self._num_items_with = Counter(key for keys in self._keys for key in dict.fromkeys(keys))
 
     def informative(self, item_id: int, rng: np.random.Generator) -> str:
         """Return a text with all attributes of the item, in random order; "" if it has none."""
@@ -78,14 +84,15 @@ class PreferenceWriter:
     def vague(self, history: Sequence[int], rng: np.random.Generator) -> str:
         """Return a text with the commonest attributes of the history's newest items; "" if there are none.
 
-        To leak nothing the history must end before the target.
+        Of equally common ones those that more items of the catalogue have come first. To leak nothing the history must
+        end before the target.
         """
         counts: Counter[tuple[str, str]] = Counter()
         for item_id in history[-VAGUE_WINDOW:]:
             counts.update(self._keys[item_id])
         taken: Counter[str] = Counter()
         values = []
-        for (kind, value), _ in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])):
+        for kind, value in sorted(counts, key=lambda key: (-counts[key], -self._num_items_with[key], key)):
             if taken[kind] < _VAGUE_PER_KIND:
                 taken[kind] += 1
                 values.append(value)
@@ -93,10 +100,10 @@ class PreferenceWriter:
         return self._write(values[:num_kept], rng)
 
     def phrases(self, n: int) -> tuple[str, ...]:
-        """Return the n commonest attribute values of the catalogue, the commonest first (ties: by the alphabet)."""
+        """Return the n attribute values that most items have, the commonest first (ties: by the alphabet)."""
         counts: Counter[str] = Counter()
-        for values in self._catalog.attribute_values.values():
-            counts.update(values)
+        for (_, value), count in self._num_items_with.items():
+            counts[value] += count
         return tuple(sorted(counts, key=lambda value: (-counts[value], value))[:n])
 
     def _write(self, values: Sequence[str], rng: np.random.Generator) -> str:

@@ -1,4 +1,9 @@
-"""The in-process Retriever: one search a call, histories and preferences encoded once."""
+"""The in-process Retriever: one search a call, histories and preferences encoded once.
+
+An item's score is the better of two: by the history's own query, and by the query with the preference plus the trust
+that the model puts into it. The best of all are among the best of either, and the first do not change from call to
+call, so they are kept.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trm.frozen import FrozenTRM
 from trm.index import IndexKind, VectorIndex, build_index, hide
@@ -14,6 +20,9 @@ from trm.types import Candidates, FloatArray, IntArray, RetrievalQuery, TextEnco
 
 _MARGIN = 8
 """Extra candidates that are scored again in float64, so that an order never hangs on the shape of a batch."""
+
+_Best = tuple[IntArray, NDArray[np.float64]]
+"""Ids and scores of a query's best items, best first."""
 
 
 class TRMRetriever:
@@ -51,6 +60,7 @@ class TRMRetriever:
         self.num_encoded_histories = 0
         """How many histories went through the model; all others came from the cache."""
         self._state_by_history: OrderedDict[tuple[int, ...], FloatArray] = OrderedDict()
+        self._own_best_by_history: OrderedDict[tuple[tuple[int, ...], bool], tuple[int, _Best]] = OrderedDict()
 
     @cached_property
     def index(self) -> VectorIndex:
@@ -68,20 +78,23 @@ class TRMRetriever:
         largest_k = max(query.k for query in queries)
         if min(query.k for query in queries) < 1:
             raise ValueError(f"expected k of at least 1, got {min(query.k for query in queries)}")
-        queries_BD = self.query_vectors(queries)
-        excluded = [query.history if query.exclude_history else () for query in queries]
-        ids_BK, scores_BK = self.index.search(queries_BD, largest_k + _MARGIN, excluded=excluded)
-        items_BKD = self.frozen.item_vectors[ids_BK].astype(np.float64)
-        exact_BK = np.matmul(items_BKD, queries_BD.astype(np.float64)[:, :, None])[:, :, 0]
-        exact_BK[np.isneginf(scores_BK)] = -np.inf
-        order_BK = np.lexsort((ids_BK, -exact_BK), axis=1)[:, :largest_k]
-        ids_BK = np.take_along_axis(ids_BK, order_BK, axis=1)
-        exact_BK = np.take_along_axis(exact_BK, order_BK, axis=1)
-        counts = np.isfinite(exact_BK).sum(axis=1)
-        return [
-            Candidates(item_ids=tuple(ids[: min(query.k, count)]), scores=tuple(scores[: min(query.k, count)]))
-            for query, ids, scores, count in zip(queries, ids_BK.tolist(), exact_BK.tolist(), counts.tolist())
-        ]
+        states_BS = self._states([query.history for query in queries])
+        found = self._own_best(queries, states_BS, largest_k)
+        vectors_BP = self.encoder.encode([query.preference for query in queries])
+        rows = np.flatnonzero(vectors_BP.any(axis=1))
+        if rows.size:
+            asked = [queries[row] for row in rows]
+            ids_XK, scores_XK = self._best(self.frozen.queries(states_BS[rows], vectors_BP[rows]), asked, largest_k)
+            scores_XK *= self.frozen.preference_scale
+            scores_XK += self.frozen.trust(states_BS[rows], vectors_BP[rows])[:, None]
+            own = [found[row] for row in rows]
+            merged = _merged(
+                np.concatenate((ids_XK, np.stack([ids[: ids_XK.shape[1]] for ids, _ in own])), axis=1),
+                np.concatenate((scores_XK, np.stack([scores[: ids_XK.shape[1]] for _, scores in own])), axis=1),
+            )
+            for row, ids, scores in zip(rows.tolist(), *merged):
+                found[row] = ids, scores
+        return [_candidates(query.k, ids, scores) for query, (ids, scores) in zip(queries, found)]
 
     def ranks(self, queries: Sequence[RetrievalQuery], targets: Sequence[int]) -> IntArray:
         """Return each target's rank from 1 among all items, int64 [len(queries)].
@@ -93,14 +106,67 @@ class TRMRetriever:
             raise ValueError(f"expected a target for each of {len(queries)} queries, got {len(targets)}")
         if not queries:
             return np.zeros(0, dtype=np.int64)
-        scores_BN = self.query_vectors(queries) @ self.frozen.item_vectors.T
+        scores_BN = self.scores(queries)
         hide(scores_BN, [query.history if query.exclude_history else () for query in queries])
         return ranks_of(scores_BN, np.asarray(targets, dtype=np.int64))
 
+    def scores(self, queries: Sequence[RetrievalQuery]) -> FloatArray:
+        """Return every item's score, float32 [len(queries), num_items + 1]; nothing is excluded, column 0 is padding."""
+        states_BS = self._states([query.history for query in queries])
+        vectors_BP = self.encoder.encode([query.preference for query in queries])
+        scores_BN = self.frozen.queries(states_BS) @ self.frozen.item_vectors.T
+        rows = np.flatnonzero(vectors_BP.any(axis=1))
+        if rows.size:
+            fused_XN = self.frozen.queries(states_BS[rows], vectors_BP[rows]) @ self.frozen.item_vectors.T
+            fused_XN *= np.float32(self.frozen.preference_scale)
+            fused_XN += self.frozen.trust(states_BS[rows], vectors_BP[rows])[:, None]
+            scores_BN[rows] = np.maximum(scores_BN[rows], fused_XN)
+        return scores_BN
+
     def query_vectors(self, queries: Sequence[RetrievalQuery]) -> FloatArray:
-        """Return the unit query vectors, float32 [B, D], from the caches where they can be."""
-        states_BD = self._states([query.history for query in queries])
-        return self.frozen.queries(states_BD, self.encoder.encode([query.preference for query in queries]))
+        """Return unit query vectors, float32 [B, D]: with the preference, or the history's own where there is none."""
+        states_BS = self._states([query.history for query in queries])
+        return self.frozen.queries(states_BS, self.encoder.encode([query.preference for query in queries]))
+
+    def _own_best(self, queries: Sequence[RetrievalQuery], states_BS: FloatArray, count: int) -> list[_Best]:
+        """Return the best of each query's history by itself, best first, from the cache where they can be."""
+        cache = self._own_best_by_history
+        keys = [(query.history, query.exclude_history) for query in queries]
+        found: dict[tuple[tuple[int, ...], bool], _Best] = {}
+        missing: dict[tuple[tuple[int, ...], bool], int] = {}
+        for row, key in enumerate(keys):
+            if key not in found and key not in missing:
+                kept = cache.get(key)
+                if kept is not None and kept[0] >= count:
+                    found[key] = kept[1]
+                else:
+                    missing[key] = row
+        if missing:
+            rows = list(missing.values())
+            ids_XK, scores_XK = self._best(self.frozen.queries(states_BS[rows]), [queries[row] for row in rows], count)
+            for key, ids, scores in zip(missing, ids_XK, scores_XK):
+                found[key] = ids, scores
+                cache[key] = count, found[key]
+        for key in found:
+            cache.move_to_end(key)
+        while len(cache) > self._max_cached_histories:
+            cache.popitem(last=False)
+        return [found[key] for key in keys]
+
+    def _best(
+        self, vectors_BD: FloatArray, queries: Sequence[RetrievalQuery], count: int
+    ) -> tuple[IntArray, NDArray[np.float64]]:
+        """Return ids and exact scores of at least count items, if there are so many, [B, K], best first.
+
+        Equal scores are ordered by id; what a query excludes scores -inf.
+        """
+        excluded = [query.history if query.exclude_history else () for query in queries]
+        ids_BK, scores_BK = self.index.search(vectors_BD, count + _MARGIN, excluded=excluded)
+        items_BKD = self.frozen.item_vectors[ids_BK].astype(np.float64)
+        exact_BK = np.matmul(items_BKD, vectors_BD.astype(np.float64)[:, :, None])[:, :, 0]
+        exact_BK[np.isneginf(scores_BK)] = -np.inf
+        order_BK = np.lexsort((ids_BK, -exact_BK), axis=1)
+        return np.take_along_axis(ids_BK, order_BK, axis=1), np.take_along_axis(exact_BK, order_BK, axis=1)
 
     def _states(self, histories: Sequence[tuple[int, ...]]) -> FloatArray:
         keys = [history[-self.frozen.max_history :] for history in histories]
@@ -124,3 +190,19 @@ def ranks_of(scores_BN: FloatArray, targets_B: IntArray) -> IntArray:
     columns = np.arange(scores_BN.shape[1])
     tied_before = ((scores_BN == target_B1) & (columns < targets_B[:, None])).sum(axis=1)
     return np.where(np.isneginf(target_B1[:, 0]), 0, 1 + better + tied_before)
+
+
+def _merged(ids_BK: IntArray, scores_BK: NDArray[np.float64]) -> _Best:
+    """Return the items of each row once, with the larger of their scores, best first; what is left over is -inf."""
+    rows_B1 = np.arange(len(ids_BK))[:, None]
+    by_id_BK = np.lexsort((-scores_BK, ids_BK), axis=1)
+    ids_BK, scores_BK = ids_BK[rows_B1, by_id_BK], scores_BK[rows_B1, by_id_BK]
+    scores_BK[:, 1:][ids_BK[:, 1:] == ids_BK[:, :-1]] = -np.inf
+    order_BK = np.lexsort((ids_BK, -scores_BK), axis=1)
+    return ids_BK[rows_B1, order_BK], scores_BK[rows_B1, order_BK]
+
+
+def _candidates(k: int, ids: IntArray, scores: NDArray[np.float64]) -> Candidates:
+    ids, scores = ids[:k], scores[:k]
+    count = int(np.isfinite(scores).sum())
+    return Candidates(item_ids=tuple(ids[:count].tolist()), scores=tuple(scores[:count].tolist()))

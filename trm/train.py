@@ -23,10 +23,18 @@ from tqdm import tqdm
 
 from trm.data.dataset import Dataset
 from trm.data.storage import written_folder
-from trm.evaluate import evaluate_trm, preference_texts, render_model_card, split_examples, trm_ranks
+from trm.evaluate import (
+    KINDS,
+    PreferenceKind,
+    evaluate_trm,
+    preference_texts,
+    render_model_card,
+    split_examples,
+    trm_ranks,
+)
 from trm.frozen import FrozenTRM
 from trm.metrics import ndcg_at_k
-from trm.model import SteerConfig, SteerTRM
+from trm.model import SteerConfig, SteerTRM, mixture_log_prob, profiles_of
 from trm.retriever import TRMRetriever
 from trm.training_data import Batch, PreferenceMix, TrainingData
 from trm.types import FloatArray, TextEncoder
@@ -49,7 +57,7 @@ class TrainConfig:
     num_layers: int = 2
     num_heads: int = 2
     hidden_dim: int = 256
-    max_history: int = 50
+    max_history: int = 10
     dropout: float = 0.3
     text_dropout: float = 0.2
     temperature: float = 0.07
@@ -103,7 +111,7 @@ def train_trm(
             figures = run.train_epoch()
             scalars.add(figures, step=run.epoch)
             _log.debug("epoch %d: %s", run.epoch, figures)
-            bar.set_postfix(loss=f"{figures['loss/train']:.3f}", ndcg10=f"{figures['valid/ndcg_at_10_empty']:.4f}")
+            bar.set_postfix(loss=f"{figures['loss/own']:.3f}", ndcg10=f"{figures['valid/ndcg_at_10_empty']:.4f}")
             bar.update()
     frozen = run.best_model()
     metrics = evaluate_trm(TRMRetriever(frozen, encoder), dataset, split="test")
@@ -147,7 +155,7 @@ class _Run:
         )
         self._valid = split_examples(dataset, "valid", max_users=config.max_valid_users, seed=config.seed)
         self._valid_texts = {
-            kind: preference_texts(dataset, self._valid, kind=kind, seed=config.seed) for kind in ("empty", "one")
+            kind: preference_texts(dataset, self._valid, kind=kind, seed=config.seed) for kind in KINDS
         }
         self.epoch = 0
         self.best_epoch = 0
@@ -171,7 +179,7 @@ class _Run:
         batch_size = min(
             config.batch_size, max(1, _MAX_LOGITS // (config.max_history * self._dataset.catalog.num_items))
         )
-        losses = []
+        losses: list[dict[str, float]] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**62)))
             self._model.train()
@@ -182,8 +190,8 @@ class _Run:
         self.epoch += 1
         frozen = self._model.export(encoder_name=self._encoder.name)
         retriever = TRMRetriever(frozen, self._encoder)
-        empty, one = (self._validate(retriever, kind) for kind in ("empty", "one"))
-        score = math.sqrt(empty * one)
+        ndcg = {kind: self._validate(retriever, kind) for kind in KINDS}
+        score = float(np.prod(list(ndcg.values())) ** (1 / len(ndcg)))
         if score > self.best_score:
             self.best_score, self.best_epoch = score, self.epoch
             self._best_weights = _copied(self._model.state_dict())
@@ -192,9 +200,8 @@ class _Run:
         self.seconds_here += elapsed
         self._save()
         return {
-            "loss/train": float(np.mean(losses)),
-            "valid/ndcg_at_10_empty": empty,
-            "valid/ndcg_at_10_one": one,
+            **_means(losses),
+            **{f"valid/ndcg_at_10_{kind}": value for kind, value in ndcg.items()},
             "valid/score": score,
             "time/epoch_s": elapsed,
         }
@@ -203,21 +210,48 @@ class _Run:
         self._model.load_state_dict(self._best_weights)
         return self._model.export(encoder_name=self._encoder.name)
 
-    def _step(self, batch: Batch) -> float:
+    def _step(self, batch: Batch) -> dict[str, float]:
+        """Take one step of the optimizer; return the losses by their TensorBoard names.
+
+        The history's own ranking learns from every position. Where there is a preference the mixture of both rankings
+        learns too, in which the own one is given: no preference changes what an empty one gets.
+        """
         model = self._model
         targets_BL = torch.from_numpy(batch.targets)
         present_BL = targets_BL > 0
-        table_ND = model.item_table()
-        states_MD = model.states(torch.from_numpy(batch.items), table_ND)[present_BL]
-        rows, place_of_row = torch.from_numpy(batch.preference_rows)[present_BL].unique(return_inverse=True)
-        preferences_MD = model.adapt(self._preferences[rows])[place_of_row]
-        logits_MN = model.logits(states_MD, preferences_MD, table_ND)
-        loss = functional.cross_entropy(logits_MN, targets_BL[present_BL] - 1)
+        items_BL, rows_M = torch.from_numpy(batch.items), torch.from_numpy(batch.preference_rows)[present_BL]
+        texts_ND = model.item_texts()
+        table_ND = model.item_table(texts_ND)
+        states_MD = model.states(items_BL, table_ND)[present_BL]
+        columns_M1 = targets_BL[present_BL][:, None] - 1
+        own_MD = model.query(states_MD)
+        own_logits_MN = model.own_logits(own_MD, table_ND)
+        own_mass_M = own_logits_MN.logsumexp(dim=-1)
+        own_log_prob_M = own_logits_MN.gather(1, columns_M1)[:, 0] - own_mass_M
+        loss = own_loss = -own_log_prob_M.mean()
+        losses = {"loss/own": float(own_loss.detach())}
+        asked_M = rows_M > 0
+        if asked_M.any():
+            rows, place_of_row = rows_M[asked_M].unique(return_inverse=True)
+            preferences_XD = model.adapt(self._preferences[rows])[place_of_row]
+            fused_XD = model.query(states_MD[asked_M], preferences_XD)
+            logits_XN = model.preference_logits(fused_XD, table_ND)
+            mass_X = logits_XN.logsumexp(dim=-1)
+            profiles_XD = profiles_of(items_BL, texts_ND.detach())[present_BL][asked_M]
+            trust_X = model.gate(own_MD[asked_M], fused_XD, preferences_XD, profiles_XD)
+            log_prob_X = mixture_log_prob(
+                own_log_prob_M[asked_M].detach(),
+                logits_XN.gather(1, columns_M1[asked_M])[:, 0] - mass_X,
+                log_odds_M=trust_X + mass_X - own_mass_M[asked_M].detach(),
+            )
+            mixture_loss = -log_prob_X.mean()
+            losses["loss/mixture"] = float(mixture_loss.detach())
+            loss = own_loss + mixture_loss
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         self._optimizer.step()
-        return float(loss.detach())
+        return losses
 
     def _set_learning_rate(self, progress: float) -> None:
         """Rise over the first warmup share of the training, then fall to a twentieth along a cosine."""
@@ -229,7 +263,7 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.learning_rate * factor
 
-    def _validate(self, retriever: TRMRetriever, kind: str) -> float:
+    def _validate(self, retriever: TRMRetriever, kind: PreferenceKind) -> float:
         """Return the mean NDCG@10 on the validation targets, history left in."""
         ranks = trm_ranks(retriever, self._valid, self._valid_texts[kind], exclude_history=False)
         return float(ndcg_at_k(ranks, 10).mean())
@@ -312,6 +346,12 @@ def _architecture(dataset: Dataset, encoder: TextEncoder, config: TrainConfig) -
         text_dropout=config.text_dropout,
         temperature=config.temperature,
     )
+
+
+def _means(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each loss over the steps that have it."""
+    names = sorted({name for step in steps for name in step})
+    return {name: float(np.mean([step[name] for step in steps if name in step])) for name in names}
 
 
 def _copied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ Shapes: B windows, L positions, P text dimension, M training interactions, Q dis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,9 +16,10 @@ from trm.preferences import PreferenceWriter
 from trm.types import FloatArray, IntArray, TextEncoder
 
 _TEXTS_PER_KIND = 5_000
-"""About how many texts of a kind are written, as every one costs milliseconds to encode; an item gets 1 to 3."""
-_VAGUE_STRIDE = 8
-"""A vague text is made from every 8th prefix and stands for the positions up to the next."""
+"""About how many texts of a kind are written, as every one costs milliseconds to encode; an item gets 1 to 3.
+
+A vague text is made from every n-th prefix, n so that there are no more, and stands for the positions up to the next.
+"""
 
 
 _ItemWriter = Callable[[int, np.random.Generator], str]
@@ -30,7 +32,9 @@ class PreferenceMix:
     empty: float = 0.40
     vague: float = 0.15
     one: float = 0.15
-    some: float = 0.15
+    some: float = 0.09
+    other: float = 0.07
+    """What another, random item is asked for by: one, some or all of its attributes. Teaches mistrust."""
 
     def __post_init__(self) -> None:
         """Check the shares.
@@ -38,7 +42,7 @@ class PreferenceMix:
         Raises:
             ValueError: if a share is negative or they sum to more than 1.
         """
-        shares = (self.empty, self.vague, self.one, self.some)
+        shares = (self.empty, self.vague, self.one, self.some, self.other)
         if min(shares) < 0 or sum(shares) > 1 + 1e-9:
             raise ValueError(f"expected shares of at least 0 that sum to at most 1, got {self}")
 
@@ -123,14 +127,18 @@ class TrainingData:
 
     def _draw_preferences(self, places_BL: IntArray, targets_BL: IntArray, rng: np.random.Generator) -> IntArray:
         mix = self._mix
-        variants_BL = rng.integers(self._num_variants, size=targets_BL.shape)
-        bounds = np.cumsum([mix.empty, mix.vague, mix.one, mix.some])
-        kinds_BL = np.searchsorted(bounds, rng.random(targets_BL.shape), side="right")
+        shape = targets_BL.shape
+        variants_BL = rng.integers(self._num_variants, size=shape)
+        bounds = np.cumsum([mix.empty, mix.vague, mix.one, mix.some, mix.other])
+        kinds_BL = np.searchsorted(bounds, rng.random(shape), side="right")
+        others_BL = rng.integers(1, len(self._one), size=shape)
+        about_item = (self._one, self._some, self._informative)
         choices = (
             np.zeros_like(targets_BL),
             self._vague[places_BL],
             self._one[targets_BL, variants_BL],
             self._some[targets_BL, variants_BL],
+            np.choose(rng.integers(3, size=shape), [rows[others_BL, variants_BL] for rows in about_item]),
             self._informative[targets_BL, variants_BL],
         )
         return np.choose(kinds_BL, choices)
@@ -138,9 +146,10 @@ class TrainingData:
     def _vague_rows(self, writer: PreferenceWriter, pool: _TextPool, *, rng: np.random.Generator) -> IntArray:
         """Return a pool row for each place in the flat sequences, made from items up to this place alone: int64 [M]."""
         rows = np.zeros(len(self._flat), dtype=np.int64)
+        stride = math.ceil(len(self._flat) / _TEXTS_PER_KIND)
         for start, length in zip(self._starts, self._lengths):
             sequence = self._flat[start : start + length].tolist()
-            for place in range(0, length, _VAGUE_STRIDE):
+            for place in range(0, length, stride):
                 rows[start + place : start + length] = pool.row(writer.vague(sequence[: place + 1], rng))
         return rows
 

@@ -13,28 +13,43 @@ import torch
 from tests.trm.test_model import NUM_ITEMS, TEXT_DIM, random_model, unit_texts
 from trm.errors import CheckpointError
 from trm.frozen import FrozenTRM, _erf, load_frozen
+from trm.model import profiles_of
 
 HISTORIES = [(3,), (1, 2, 3), tuple(range(1, 31)) * 3, (), (5,) * 50, tuple(range(30, 0, -1))]
 
 
 @pytest.mark.parametrize("num_layers", [0, 1, 2, 3])
+@torch.no_grad()
 def test_agrees_with_torch(num_layers: int):
     model = random_model(num_layers=num_layers)
+    temperature = model.config.temperature
     frozen = model.export(encoder_name="x")
     states = frozen.encode_histories(HISTORIES)
-    preferences = unit_texts(1)[: len(HISTORIES)]
-    queries = frozen.queries(states, preferences)
-    with torch.no_grad():
-        table = model.item_table()
-        for row, history in enumerate(HISTORIES):
-            if not history:
-                assert (states[row] == 0).all()
-                continue
-            expected = model.states(torch.tensor([history[-50:]]), table)[0, -1]
-            np.testing.assert_allclose(states[row], expected.numpy(), atol=1e-4)
-            logits = model.logits(expected, model.adapt(torch.from_numpy(preferences[row])), table)
-            cosines = queries[row] @ frozen.item_vectors[1:].T
-            np.testing.assert_allclose(cosines, (logits * model.config.temperature).numpy(), atol=1e-4)
+    vectors = unit_texts(1)[1 : len(HISTORIES) + 1]
+    queries, own, trust = frozen.queries(states, vectors), frozen.queries(states), frozen.trust(states, vectors)
+    texts = model.item_texts()
+    table = model.item_table(texts)
+    for row, history in enumerate(HISTORIES):
+        if not history:
+            assert (states[row] == 0).all()
+            continue
+        sequence = torch.tensor([history[-frozen.max_history :]])
+        state, profile = model.states(sequence, table)[0, -1], profiles_of(sequence, texts)[0, -1]
+        np.testing.assert_allclose(states[row], torch.cat([state, profile]).numpy(), atol=1e-4)
+        own_logits = model.own_logits(model.query(state), table)
+        np.testing.assert_allclose(own[row] @ frozen.item_vectors[1:].T, temperature * own_logits, atol=1e-4)
+        preference = model.adapt(torch.from_numpy(vectors[row]))
+        fused = model.query(state, preference)
+        logits = model.preference_logits(fused, table) + model.gate(model.query(state), fused, preference, profile)
+        scores = frozen.preference_scale * queries[row] @ frozen.item_vectors[1:].T + trust[row]
+        np.testing.assert_allclose(scores, temperature * logits, atol=1e-4)
+
+
+def test_an_empty_preference_has_the_historys_own_query():
+    frozen = random_model().export(encoder_name="x")
+    states = frozen.encode_histories(HISTORIES)
+    empty = np.zeros((len(HISTORIES), TEXT_DIM), dtype=np.float32)
+    np.testing.assert_array_equal(frozen.queries(states, empty), frozen.queries(states))
 
 
 def test_vectors_are_unit_and_the_padding_is_zero():
@@ -75,7 +90,7 @@ def test_damage_is_a_checkpoint_error(tmp_path: Path):
     frozen.save(folder)
     config = json.loads((folder / "trm.json").read_text())
     (folder / "trm.json").write_text(json.dumps({**config, "format_version": 99}))
-    with pytest.raises(CheckpointError, match="version 1, got 99"):
+    with pytest.raises(CheckpointError, match="version 2, got 99"):
         load_frozen(folder)
     with pytest.raises(CheckpointError, match="encoder_name"):
         FrozenTRM(config={}, arrays={})

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from trm.model import SteerConfig, SteerTRM
+from trm.layers import Gate
+from trm.model import SteerConfig, SteerTRM, mixture_log_prob, profiles_of
 from trm.types import FloatArray
 
 NUM_ITEMS, TEXT_DIM = 30, 16
@@ -19,8 +22,9 @@ def unit_texts(seed: int = 0) -> FloatArray:
 def random_model(seed: int = 0, **settings: float) -> SteerTRM:
     torch.manual_seed(seed)
     model = SteerTRM(
-        SteerConfig(num_items=NUM_ITEMS, text_dim=TEXT_DIM, dim=8, hidden_dim=16, **settings), unit_texts()
-    )  # type: ignore[arg-type]
+        SteerConfig(num_items=NUM_ITEMS, text_dim=TEXT_DIM, dim=8, hidden_dim=16, gate_dim=12, **settings),  # type: ignore[arg-type]
+        unit_texts(),
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -54,17 +58,49 @@ def test_an_empty_preference_adds_nothing_and_logits_are_bounded_cosines():
     model = random_model()
     table = model.item_table()
     states = model.states(torch.tensor([[3, 1, 4]]), table)[:, -1]
-    assert (model.adapt(torch.zeros(1, TEXT_DIM)) == 0).all()
-    logits = model.logits(states, torch.zeros_like(states), table)
+    nothing = model.adapt(torch.zeros(1, TEXT_DIM))
+    assert (nothing == 0).all()
+    own = model.query(states)
+    assert torch.equal(own, model.query(states, nothing))
+    logits = model.own_logits(own, table)
     assert logits.shape == (1, NUM_ITEMS)
     assert logits.abs().max() <= 1 / model.config.temperature + 1e-4
+    model.log_temperature.fill_(math.log(2 * model.config.temperature))
+    torch.testing.assert_close(model.preference_logits(own, table), logits / 2)
+
+
+@torch.no_grad()
+def test_a_profile_is_the_mean_text_of_the_prefix():
+    texts = torch.arange(12.0).reshape(4, 3)
+    profiles = profiles_of(torch.tensor([[1, 3, 0], [2, 2, 2]]), texts)
+    torch.testing.assert_close(profiles[0, :2], torch.stack([texts[1], (texts[1] + texts[3]) / 2]))
+    torch.testing.assert_close(profiles[1], texts[[2, 2, 2]])
+
+
+def test_a_mixture_by_hand():
+    own, preference = torch.log(torch.tensor([0.2, 0.1])), torch.log(torch.tensor([0.6, 0.5]))
+    mixed = mixture_log_prob(own, preference, log_odds_M=torch.tensor([0.0, math.log(3.0)]))
+    torch.testing.assert_close(mixed.exp(), torch.tensor([(0.2 + 0.6) / 2, 0.25 * 0.1 + 0.75 * 0.5]))
+    never = mixture_log_prob(own, preference, log_odds_M=torch.tensor([-80.0, -80.0]))
+    torch.testing.assert_close(never, own)
+
+
+def test_a_new_gate_is_told_nothing_and_says_nothing():
+    gate = Gate(8, hidden_dim=12, eps=1e-8)
+    vectors = [torch.randn(5, 8, requires_grad=True) for _ in range(4)]
+    odds = gate(*vectors)
+    assert (odds == 0).all()
+    torch.nn.init.ones_(gate.linear_2.weight)
+    gate(*vectors).sum().backward()
+    assert all(vector.grad is None for vector in vectors)
+    assert gate.linear_1.weight.grad is not None
 
 
 def test_the_padding_row_stays_zero_in_training():
     model = random_model().train()
     table = model.item_table()
     states = model.states(torch.tensor([[3, 1, 0]]), table)[0, :2]
-    model.logits(states, torch.zeros(2, 8), table).sum().backward()
+    model.own_logits(model.query(states), table).sum().backward()
     gradient = model.item_embedding.weight.grad
     assert gradient is not None
     assert (gradient[0] == 0).all()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.trm.test_model import NUM_ITEMS, TEXT_DIM, random_model
 from trm.retriever import TRMRetriever, ranks_of
@@ -23,8 +24,12 @@ def retriever() -> TRMRetriever:
 
 def reference(retriever: TRMRetriever, query: RetrievalQuery) -> list[tuple[int, float]]:
     frozen = retriever.frozen
-    vector = frozen.queries(frozen.encode_histories([query.history]), retriever.encoder.encode([query.preference]))[0]
-    scores = [(item_id, float(vector @ frozen.item_vectors[item_id])) for item_id in range(1, NUM_ITEMS + 1)]
+    states, preference = frozen.encode_histories([query.history]), retriever.encoder.encode([query.preference])
+    scores = frozen.queries(states)[0] @ frozen.item_vectors.T
+    if query.preference:
+        fused = frozen.queries(states, preference)[0] @ frozen.item_vectors.T
+        scores = np.maximum(scores, frozen.preference_scale * fused + frozen.trust(states, preference)[0])
+    scores = [(item_id, float(scores[item_id])) for item_id in range(1, NUM_ITEMS + 1)]
     allowed = [pair for pair in scores if not (query.exclude_history and pair[0] in query.history)]
     return sorted(allowed, key=lambda pair: -pair[1])
 
@@ -35,6 +40,33 @@ def test_gives_the_best_items_in_order(retriever: TRMRetriever):
         expected = reference(retriever, query)[: query.k]
         assert list(answer.item_ids) == [item_id for item_id, _ in expected]
         assert answer.scores == pytest.approx([score for _, score in expected], abs=1e-5)
+
+
+def test_the_score_is_the_better_of_two_and_an_empty_preference_has_one(retriever: TRMRetriever):
+    history = (1, 2, 3)
+    own, asked = retriever.scores([RetrievalQuery(history, ""), RetrievalQuery(history, "red")])
+    assert (asked >= own).all()
+    assert (asked > own + 1e-4).any()
+    assert (np.abs(asked - own) < 1e-6)[1:].any()  # the gate of this model leaves some items to the history
+    query = retriever.query_vectors([RetrievalQuery(history, "")])[0]
+    np.testing.assert_allclose(own, retriever.frozen.item_vectors @ query, atol=1e-6)
+
+
+def test_a_gate_that_trusts_nothing_answers_as_without_a_preference(retriever: TRMRetriever):
+    model = random_model()
+    with torch.no_grad():
+        model.gate.linear_2.weight.zero_()
+        model.gate.linear_2.bias.fill_(-1e3)
+    deaf = TRMRetriever(model.export(encoder_name="hashing-16"), retriever.encoder)
+    with_it, without = (deaf.retrieve([RetrievalQuery((1, 2, 3), text, k=9)])[0] for text in ("red", ""))
+    assert with_it == without
+
+
+def test_a_larger_k_after_a_smaller_one_is_answered_in_full(retriever: TRMRetriever):
+    for preference in ("", "red"):
+        retriever.retrieve([RetrievalQuery((1, 2), preference, k=1)])
+        (answer,) = retriever.retrieve([RetrievalQuery((1, 2), preference, k=NUM_ITEMS)])
+        assert len(answer.item_ids) == len(set(answer.item_ids)) == NUM_ITEMS - 2
 
 
 def test_fewer_than_k_where_the_catalogue_ends(retriever: TRMRetriever):

@@ -118,7 +118,7 @@ def test_vague_training_texts_know_the_prefix_alone():
     """The first half of every sequence is red, the rest blue: a vague text at a red place never says blue."""
     world = colour_world(num_users=1, length=42)
     sequence = [5] * 20 + [2] * 20
-    mix = PreferenceMix(empty=0.0, vague=1.0, one=0.0, some=0.0)
+    mix = PreferenceMix(empty=0.0, vague=1.0, one=0.0, some=0.0, other=0.0)
     data = TrainingData(world, ENCODER, mix=mix, max_history=50, seed=0)
     data._flat = np.array(sequence)
     texts: list[str] = []
