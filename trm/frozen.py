@@ -115,10 +115,12 @@ class FrozenTRM:
             preference_vectors: float32 [B, P], unit text vectors; a zero row is an empty preference, whose query is the
                 history's own. No preferences: all are.
         """
-        states = states[:, : self.dim]
-        if preference_vectors is not None:
-            states = states + preference_vectors @ self._adaptor
-        return _unit_rows(self._layer_norm(states, "output_norm"))
+        own = _unit_rows(self._layer_norm(states[:, : self.dim], "output_norm"))
+        if preference_vectors is None:
+            return own
+        preferences = preference_vectors @ self._adaptor
+        fused = _unit_rows(self._fused(states[:, : self.dim], preferences))
+        return np.where(preference_vectors.any(axis=1, keepdims=True), fused, own)
 
     def trust(self, states: FloatArray, preference_vectors: FloatArray) -> FloatArray:
         """Return what is added to the scores of the query with the preference, float32 [B].
@@ -151,6 +153,11 @@ class FrozenTRM:
         np.savez(folder / _ARRAYS, **self._arrays)  # type: ignore[arg-type]
         text = json.dumps({"format_version": FORMAT_VERSION, **self.config}, indent=2)
         (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
+
+    def _fused(self, states_BD: FloatArray, preferences_BD: FloatArray) -> FloatArray:
+        both = np.concatenate((states_BD, preferences_BD, states_BD * preferences_BD), axis=1)
+        correction = self._linear(_gelu(self._linear(both, "fusion.linear_1")), "fusion.linear_2")
+        return self._layer_norm(self._linear(states_BD, "fusion.state") + preferences_BD + correction, "fusion.norm")
 
     def _check_ids(self, item_seq: np.ndarray) -> None:
         largest, smallest = item_seq.max(), item_seq.min()

@@ -20,7 +20,7 @@ RICH_FROM = 2.0
 MAX_PHRASES = 4
 """Of one item."""
 MIN_ITEMS = 3
-"""Items whose titles must share a phrase, at the least; half the square root of the catalogue's size if that is more."""
+"""Items whose titles must share a phrase; half the square root of the catalogue's size if that is more."""
 
 _MAX_WORDS = 2
 _MAX_SHARE = 0.1
@@ -30,12 +30,31 @@ _MAX_TITLE_SHARE = 0.7
 _WORD = re.compile(r"[^\W_]+(?:['’.-][^\W_]+)*|[^\w\s]")
 _LETTERS = re.compile(r"[^\W\d_]{3,}")
 _STOP_WORDS = frozenset(
-    "a about all an and any are as at be by for from has in into is it its new no not of off on or our out over pack per "
-    "piece pieces set than that the their them these this to under up use used uses using was we were when which will "
-    "with without you your x oz inch ounce each".split()
+    (
+        *("a", "about", "all", "an", "and", "any", "are", "as", "at", "be", "by", "each", "for", "from", "has", "in"),
+        *(
+            "inch",
+            "into",
+            "is",
+            "it",
+            "its",
+            "new",
+            "no",
+            "not",
+            "of",
+            "off",
+            "on",
+            "or",
+            "ounce",
+            "our",
+            "out",
+            "over",
+        ),
+        *("oz", "pack", "per", "piece", "pieces", "set", "than", "that", "the", "their", "them", "these", "this", "to"),
+        *("under", "up", "use", "used", "uses", "using", "was", "we", "were", "when", "which", "will", "with"),
+        *("without", "x", "you", "your"),
+    )
 )
-
-
 _MINED: WeakKeyDictionary[Catalog, list[tuple[str, ...]]] = WeakKeyDictionary()
 
 
@@ -50,9 +69,9 @@ def keyphrases(catalog: Catalog) -> list[tuple[str, ...]]:
 def mine_keyphrases(catalog: Catalog) -> list[tuple[str, ...]]:
     """Return at most MAX_PHRASES phrases of each item, the most telling first, lower case; index 0 (PAD) has none.
 
-    Phrases are one or two words of the title, side by side, that neither few nor very many titles share. They are chosen by inverse
-    document frequency, no two with a common word; none repeats an attribute, and together they use at most 70 % of the
-    title's words.
+    Phrases are one or two words of the title, side by side, that neither few nor very many titles share. They are
+    chosen by inverse document frequency, no two with a common word; none repeats an attribute, and together they use at
+    most 70 % of the title's words.
     """
     titles = [_title_runs(item.title) for item in catalog]
     counts: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""The transformer of the TRMs and the mixture-of-experts adaptor, under the published parameter names; steer's gate.
+"""The transformer of the TRMs and the mixture-of-experts adaptor, under the published names; fusion and gate of `steer`.
 
 Shapes: B batch, L positions, D width, H heads, K width of a head, P text dimension, E experts.
 """
@@ -133,6 +133,27 @@ class MoEAdaptor(nn.Module):
         gates = logits.softmax(dim=-1)
         outputs = torch.stack([expert(text) for expert in self.experts], dim=-2)
         return (gates.unsqueeze(-1) * outputs).sum(dim=-2)
+
+
+class Fusion(nn.Module):
+    """State and preference to one vector: their sum, the state passing a linear map, and a correction from both."""
+
+    def __init__(self, dim: int, *, eps: float) -> None:
+        super().__init__()
+        self.state = nn.Linear(dim, dim)
+        self.linear_1 = nn.Linear(3 * dim, 2 * dim)
+        self.linear_2 = nn.Linear(2 * dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=eps)
+        nn.init.eye_(self.state.weight)
+        for linear in (self.state, self.linear_2):
+            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(self.linear_2.weight)
+
+    def forward(self, state: Tensor, preference: Tensor) -> Tensor:
+        """Return float [..., D], layer-normed; at first the LayerNorm of the sum."""
+        both = torch.cat((state, preference, state * preference), dim=-1)
+        correction = self.linear_2(functional.gelu(self.linear_1(both)))
+        return self.norm(self.state(state) + preference + correction)
 
 
 class Gate(nn.Module):

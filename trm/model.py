@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trm.frozen import FrozenTRM
-from trm.layers import Gate, TransformerEncoder, attention_mask
+from trm.layers import Fusion, Gate, TransformerEncoder, attention_mask
 from trm.types import FloatArray
 
 INIT_STD = 0.02
@@ -92,6 +92,7 @@ class SteerTRM(nn.Module):
         )
         self.output_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.apply(_init_weights)
+        self.fusion = Fusion(config.dim, eps=config.layer_norm_eps)
         self.gate = Gate(config.dim, hidden_dim=config.gate_dim, eps=config.layer_norm_eps)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
 
@@ -122,14 +123,13 @@ class SteerTRM(nn.Module):
         x_BLD = self.dropout(self.input_norm(x_BLD))
         return self.encoder(x_BLD, attention_mask(item_seq_BL, bidirectional=False))
 
-    def query(self, states: Tensor, preferences: Tensor | None = None) -> Tensor:
-        """Return unit query vectors, float [..., D].
+    def own_query(self, states: Tensor) -> Tensor:
+        """Return the history's own unit query vectors, float [..., D], of states float [..., D]."""
+        return functional.normalize(self.output_norm(states), dim=-1)
 
-        Args:
-            states: float [..., D].
-            preferences: float [..., D], adapted; without them the query is the history's own.
-        """
-        return functional.normalize(self.output_norm(states if preferences is None else states + preferences), dim=-1)
+    def preference_query(self, states: Tensor, preferences: Tensor) -> Tensor:
+        """Return unit query vectors of states and adapted preferences, float [..., D] each; none of them empty."""
+        return functional.normalize(self.fusion(states, preferences), dim=-1)
 
     def own_logits(self, own: Tensor, table_ND: Tensor) -> Tensor:
         """Return cosine / temperature of the history's queries with the items 1..N, float [..., N]."""

@@ -111,7 +111,7 @@ class TRMRetriever:
         return ranks_of(scores_BN, np.asarray(targets, dtype=np.int64))
 
     def scores(self, queries: Sequence[RetrievalQuery]) -> FloatArray:
-        """Return every item's score, float32 [len(queries), num_items + 1]; nothing is excluded, column 0 is padding."""
+        """Return every item's score, float32 [len(queries), num_items + 1]; nothing is excluded, column 0 is PAD."""
         states_BS = self._states([query.history for query in queries])
         vectors_BP = self.encoder.encode([query.preference for query in queries])
         scores_BN = self.frozen.queries(states_BS) @ self.frozen.item_vectors.T

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 from tqdm import tqdm
 
 from trm.data.dataset import Dataset
@@ -224,7 +223,7 @@ class _Run:
         table_ND = model.item_table(texts_ND)
         states_MD = model.states(items_BL, table_ND)[present_BL]
         columns_M1 = targets_BL[present_BL][:, None] - 1
-        own_MD = model.query(states_MD)
+        own_MD = model.own_query(states_MD)
         own_logits_MN = model.own_logits(own_MD, table_ND)
         own_mass_M = own_logits_MN.logsumexp(dim=-1)
         own_log_prob_M = own_logits_MN.gather(1, columns_M1)[:, 0] - own_mass_M
@@ -234,7 +233,7 @@ class _Run:
         if asked_M.any():
             rows, place_of_row = rows_M[asked_M].unique(return_inverse=True)
             preferences_XD = model.adapt(self._preferences[rows])[place_of_row]
-            fused_XD = model.query(states_MD[asked_M], preferences_XD)
+            fused_XD = model.preference_query(states_MD[asked_M], preferences_XD)
             logits_XN = model.preference_logits(fused_XD, table_ND)
             mass_X = logits_XN.logsumexp(dim=-1)
             profiles_XD = profiles_of(items_BL, texts_ND.detach())[present_BL][asked_M]

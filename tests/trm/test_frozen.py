@@ -36,11 +36,11 @@ def test_agrees_with_torch(num_layers: int):
         sequence = torch.tensor([history[-frozen.max_history :]])
         state, profile = model.states(sequence, table)[0, -1], profiles_of(sequence, texts)[0, -1]
         np.testing.assert_allclose(states[row], torch.cat([state, profile]).numpy(), atol=1e-4)
-        own_logits = model.own_logits(model.query(state), table)
+        own_logits = model.own_logits(model.own_query(state), table)
         np.testing.assert_allclose(own[row] @ frozen.item_vectors[1:].T, temperature * own_logits, atol=1e-4)
         preference = model.adapt(torch.from_numpy(vectors[row]))
-        fused = model.query(state, preference)
-        logits = model.preference_logits(fused, table) + model.gate(model.query(state), fused, preference, profile)
+        fused = model.preference_query(state, preference)
+        logits = model.preference_logits(fused, table) + model.gate(model.own_query(state), fused, preference, profile)
         scores = frozen.preference_scale * queries[row] @ frozen.item_vectors[1:].T + trust[row]
         np.testing.assert_allclose(scores, temperature * logits, atol=1e-4)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trm.layers import Gate
+from trm.layers import Fusion, Gate
 from trm.model import SteerConfig, SteerTRM, mixture_log_prob, profiles_of
 from trm.types import FloatArray
 
@@ -54,19 +54,24 @@ def test_padding_on_the_right_changes_nothing():
 
 
 @torch.no_grad()
-def test_an_empty_preference_adds_nothing_and_logits_are_bounded_cosines():
+def test_an_empty_preference_is_zeros_and_logits_are_bounded_cosines():
     model = random_model()
     table = model.item_table()
     states = model.states(torch.tensor([[3, 1, 4]]), table)[:, -1]
-    nothing = model.adapt(torch.zeros(1, TEXT_DIM))
-    assert (nothing == 0).all()
-    own = model.query(states)
-    assert torch.equal(own, model.query(states, nothing))
+    assert (model.adapt(torch.zeros(1, TEXT_DIM)) == 0).all()
+    own = model.own_query(states)
     logits = model.own_logits(own, table)
     assert logits.shape == (1, NUM_ITEMS)
     assert logits.abs().max() <= 1 / model.config.temperature + 1e-4
     model.log_temperature.fill_(math.log(2 * model.config.temperature))
     torch.testing.assert_close(model.preference_logits(own, table), logits / 2)
+
+
+@torch.no_grad()
+def test_a_new_fusion_is_the_sum():
+    states, preferences = torch.randn(4, 8), torch.randn(4, 8)
+    expected = torch.nn.functional.layer_norm(states + preferences, (8,))
+    torch.testing.assert_close(Fusion(8, eps=1e-5)(states, preferences), expected)
 
 
 @torch.no_grad()
@@ -100,7 +105,7 @@ def test_the_padding_row_stays_zero_in_training():
     model = random_model().train()
     table = model.item_table()
     states = model.states(torch.tensor([[3, 1, 0]]), table)[0, :2]
-    model.own_logits(model.query(states), table).sum().backward()
+    model.own_logits(model.own_query(states), table).sum().backward()
     gradient = model.item_embedding.weight.grad
     assert gradient is not None
     assert (gradient[0] == 0).all()
