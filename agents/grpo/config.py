@@ -58,6 +58,8 @@ class BackendConfig:
     """Train low-rank adapters (peft) of this rank in place of the weights; 0 trains the weights."""
     lora_alpha: float = 32.0
     """Adapters are scaled by lora_alpha / lora_rank."""
+    lora_layers: int = 0
+    """Adapters in the last so many layers only; the backward pass ends there. 0 takes all layers."""
 
     def __post_init__(self) -> None:
         """Check names and ranges.
@@ -80,8 +82,8 @@ class BackendConfig:
             raise ValueError(
                 f"expected zero_stage 3 for offload all, got {self.zero_stage}; stages 1 and 2 keep weights"
             )
-        if self.lora_rank < 0:
-            raise ValueError(f"expected lora_rank >= 0, got {self.lora_rank}")
+        if self.lora_rank < 0 or self.lora_layers < 0:
+            raise ValueError(f"expected lora_rank and lora_layers >= 0, got {self.lora_rank} and {self.lora_layers}")
 
 
 @dataclass(frozen=True)

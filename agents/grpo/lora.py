@@ -17,11 +17,17 @@ _BASE = ".base_layer."
 _SEED = 0
 
 
-def add_adapters(model: PreTrainedModel, *, rank: int, alpha: float) -> None:
+def add_adapters(model: PreTrainedModel, *, rank: int, alpha: float, num_layers: int = 0) -> None:
     """Put adapters beside all linear layers but the head, in place; only they are trained from now on.
 
     They begin as nothing: the model's outputs are what they were. The same for every process; the global generator is
     left as it was.
+
+    Args:
+        model: of transformers, with its blocks in a list.
+        rank: of the adapters' products.
+        alpha: they are scaled by alpha / rank.
+        num_layers: only the last so many blocks get adapters, and no gradient is computed below them; 0 takes all.
 
     Raises:
         AgentError: if peft is not installed.
@@ -31,6 +37,9 @@ def add_adapters(model: PreTrainedModel, *, rank: int, alpha: float) -> None:
     except ImportError as error:
         raise AgentError(f"lora_rank wants peft: pip install peft ({error})") from error
     options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": 0.0}
+    if num_layers:
+        depth = int(model.config.num_hidden_layers)
+        options["layers_to_transform"] = list(range(max(0, depth - num_layers), depth))
     config = peft.LoraConfig(target_modules=_linear_names(model), **options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
