@@ -67,11 +67,11 @@ def build_model(size: str, *, seed: int = 0) -> LlamaForCausalLM:
 
 
 def draw_groups(*, num_groups: int, group_size: int, vocab_size: int, seed: int) -> list[RolloutGroup]:
-    """Return groups of rollouts of 2 to 4 turns, about 270 tokens each: a prompt, searches, lists, a ranking."""
+    """Return groups of rollouts of 2 to 4 turns: a prompt, searches, what they find, a ranking; 190 tokens each."""
     rng = np.random.default_rng(seed)
     groups = []
     for user in range(num_groups):
-        prompt = tuple(rng.integers(2, vocab_size, int(rng.integers(60, 100))).tolist())
+        prompt = tuple(rng.integers(2, vocab_size, int(rng.integers(43, 71))).tolist())
         rollouts = [_draw_rollout(rng, prompt, vocab_size=vocab_size) for _ in range(group_size)]
         groups.append(RolloutGroup(user, tuple(rollouts)))
     return groups
@@ -80,10 +80,10 @@ def draw_groups(*, num_groups: int, group_size: int, vocab_size: int, seed: int)
 def _draw_rollout(rng: np.random.Generator, prompt: tuple[int, ...], *, vocab_size: int) -> Rollout:
     trace = TokenTrace(prompt)
     for _ in range(int(rng.integers(1, 4))):
-        turn = rng.integers(2, vocab_size, int(rng.integers(8, 16))).tolist()
+        turn = rng.integers(2, vocab_size, int(rng.integers(6, 14))).tolist()
         trace.append_turn(turn, [0.0] * len(turn))
-        trace.append_observation(rng.integers(2, vocab_size, int(rng.integers(50, 80))).tolist())
-    ranking = rng.integers(2, vocab_size, int(rng.integers(40, 60))).tolist()
+        trace.append_observation(rng.integers(2, vocab_size, int(rng.integers(43, 48))).tolist())
+    ranking = rng.integers(2, vocab_size, int(rng.integers(25, 31))).tolist()
     trace.append_turn(ranking, [0.0] * len(ranking))
     return Rollout(trace, tuple(rng.normal(size=trace.num_turns).tolist()))
 
@@ -268,10 +268,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="micro", choices=tuple(SIZES))
-    parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument("--groups", type=int, default=6)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--updates", type=int, default=12, help="of each contestant and size of TRL's micro-batch")
-    parser.add_argument("--batch-sizes", default="8,16,32", help="rollouts of TRL's micro-batches")
+    parser.add_argument("--batch-sizes", default="8,16,48", help="rollouts of TRL's micro-batches")
     parser.add_argument("--micro-batch-tokens", type=int, default=GrpoConfig().micro_batch_tokens, help="of ours")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
-BAR_INTERVAL_S = 0.5 if sys.stderr.isatty() else 20.0
-"""How often a progress bar is drawn: seldom where it would fill a log file."""
 
 
 class RunLog:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from agents.grpo.backend import Backend, OptimizerConfig, build_backend
@@ -24,8 +23,9 @@ from agents.grpo.config import BackendConfig, SftConfig
 from agents.grpo.failures import FAILURES, Halt
 from agents.grpo.forward import NOTHING, batch_rows
 from agents.grpo.policy import Policy, load_policy
-from agents.grpo.progress import BAR_INTERVAL_S, RunLog
+from agents.grpo.progress import RunLog
 from agents.grpo.ranks import Ranks, add_up
+from agents.grpo.status import LiveStatus
 from agents.grpo.tokenizer import encode
 from agents.grpo.types import TokenTrace
 
@@ -110,15 +110,8 @@ def train_sft(
             folder / "checkpoints", finished, policy, backend=trained, position=position, config=identity
         )
 
-    bar = tqdm(
-        total=len(schedule),
-        initial=first,
-        desc="sft",
-        unit="update",
-        disable=not (progress and ranks.first),
-        mininterval=BAR_INTERVAL_S,
-    )
-    with _log(folder, first) as log, bar, trained.training():
+    status = LiveStatus(*("sft", len(schedule), first), unit="update", show=progress and ranks.first, curve="loss/sft")
+    with _log(folder, first) as log, status, trained.training():
         try:
             for update in range(first, len(schedule)):
                 started = time.perf_counter()
@@ -128,8 +121,7 @@ def train_sft(
                 metrics["time/update_s"] = time.perf_counter() - started
                 if log is not None:
                     log.write(update, {**metrics, "loss/learning_rate": rate})
-                bar.update()
-                bar.set_postfix(loss=f"{metrics['loss/sft']:.3f}", refresh=False)
+                status.update(update, metrics)
                 if finished % config.checkpoint_every == 0 and finished < len(schedule):
                     save()
         except FAILURES as error:

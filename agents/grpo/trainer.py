@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from agents.base import AgentError
 from agents.grpo.attention import choose_attention
@@ -28,9 +27,10 @@ from agents.grpo.config import BackendConfig, GrpoConfig
 from agents.grpo.engines import Engine
 from agents.grpo.failures import FAILURES, Halt, describe
 from agents.grpo.policy import Policy, load_policy
-from agents.grpo.progress import BAR_INTERVAL_S, RunLog
+from agents.grpo.progress import RunLog
 from agents.grpo.ranks import Ranks, local_device
 from agents.grpo.rollout import collect_groups
+from agents.grpo.status import LiveStatus
 from agents.grpo.types import RolloutGroup
 from agents.grpo.update import Learner
 from agents.llm_agent import LlmAgent, PolicyCard
@@ -93,6 +93,9 @@ class GrpoTrainer:
             torch.nn.Module.to(self._reference, local_device())
             choose_attention(self._reference, setup.backend.attention, precision="fp32")
         self._parts: tuple[Backend, Learner, LlmAgent] | None = None
+        self._status = LiveStatus(setup.name, config.num_steps, show=False)
+        self._save_s = 0.0
+        """What saving took since the last step."""
         self.next_step = 0
 
     def _use(self) -> tuple[Backend, Learner, LlmAgent]:
@@ -157,37 +160,34 @@ class GrpoTrainer:
         """
         config, setup = self._config, self._setup
         first = self._ranks.first
-        bar = tqdm(
-            total=config.num_steps,
-            initial=self.next_step,
-            desc=setup.name,
-            unit="step",
-            disable=not (progress and first),
-            mininterval=BAR_INTERVAL_S,
-        )
+        self._status = LiveStatus(setup.name, config.num_steps, self.next_step, show=progress and first)
         log: RunLog | None = None
         try:
             log = RunLog(setup.folder, stage=setup.name, first_step=self.next_step) if first else None
-            while self.next_step < config.num_steps:
-                step = self.next_step
-                groups, metrics = self.step()
-                if log is not None:
-                    log.write(step, metrics)
-                    if step % config.transcript_every == 0:
-                        _write_transcripts(log, step, groups)
-                bar.update()
-                bar.set_postfix(reward=f"{metrics['rollout/reward_mean']:.3f}", refresh=False)
-                if self.next_step % config.checkpoint_every == 0 and self.next_step < config.num_steps:
-                    self.save()
+            with self._status:
+                while self.next_step < config.num_steps:
+                    self._one_more(log)
         except FAILURES as error:
             stopped = self._stopped(error)
             if stopped is None:
                 raise
             raise stopped from error
         finally:
-            bar.close()
             if log is not None:
                 log.close()
+
+    def _one_more(self, log: RunLog | None) -> None:
+        """Do a step, write down what it measured, and save where it is time to."""
+        config, step = self._config, self.next_step
+        groups, metrics = self.step()
+        if log is not None:
+            log.write(step, metrics)
+            if step % config.transcript_every == 0:
+                _write_transcripts(log, step, groups)
+        self._status.update(step, metrics)
+        if self.next_step % config.checkpoint_every == 0 and self.next_step < config.num_steps:
+            self._status.phase("saving")
+            self.save()
 
     def _stopped(self, error: Exception) -> AgentError | None:
         """Save what can be saved and return the error in words; None if it is no known trouble."""
@@ -199,7 +199,8 @@ class GrpoTrainer:
 
     def save(self) -> Checkpoint:
         """Write a checkpoint of the state after the last finished step."""
-        return save_checkpoint(
+        started = time.perf_counter()
+        saved = save_checkpoint(
             self._checkpoint_root,
             self.next_step,
             self._start,
@@ -207,6 +208,8 @@ class GrpoTrainer:
             position={"next_step": self.next_step},
             config=self._identity(),
         )
+        self._save_s = time.perf_counter() - started
+        return saved
 
     def step(self) -> tuple[list[RolloutGroup], dict[str, float]]:
         """Play one batch of groups, update the policy on it, and return both this rank's groups and all ranks' metrics.
@@ -217,8 +220,10 @@ class GrpoTrainer:
         config, ranks = self._config, self._ranks
         backend, learner, agent = self._use()
         started = time.perf_counter()
+        self._status.phase("sampling")
         groups = self._play(agent)
         played = time.perf_counter()
+        self._status.phase("update")
         useful = [group for group in groups if group.has_signal]
         num_groups, num_useful = int(ranks.total(len(groups))), int(ranks.total(len(useful)))
         metrics = _group_metrics(groups, ranks)
@@ -226,6 +231,8 @@ class GrpoTrainer:
             parts = np.array_split(np.arange(len(useful)), min(config.num_minibatches, num_useful))
             rate = config.learning_rate * min(1.0, (self.next_step + 1) / max(1, config.warmup_steps))
             metrics |= learner.learn([[useful[place] for place in part] for part in parts], learning_rate=rate)
+        learned = time.perf_counter()
+        self._status.phase("weights to the engine")
         backend.follow()
         agent.generator.weights_changed()
         self.next_step += 1
@@ -235,9 +242,14 @@ class GrpoTrainer:
         metrics |= {
             "data/zero_variance_groups": float(num_groups - num_useful),
             "time/generate_s": played - started,
-            "time/update_s": finished - played,
+            "time/update_s": learned - played,
+            "time/weights_s": finished - learned,
+            "time/save_s": self._save_s,
+            "time/step_s": finished - started + self._save_s,
             "time/sampled_tokens_per_s": ranks.total(sampled) / (played - started),
+            "time/trained_tokens_per_s": metrics.get("data/tokens", 0.0) / (learned - played),
         }
+        self._save_s = 0.0
         return groups, metrics
 
     def _play(self, agent: LlmAgent) -> list[RolloutGroup]:
@@ -288,11 +300,15 @@ def _group_metrics(groups: Sequence[RolloutGroup], ranks: Ranks) -> dict[str, fl
     mine = [(rollout.reward, dict(rollout.metrics)) for group in groups for rollout in group.rollouts]
     rollouts = [rollout for of_rank in ranks.gather(mine) for rollout in of_rank]
     names = dict.fromkeys(name for _, metrics in rollouts for name in metrics)
+    means = {name: float(np.mean([metrics.get(name, 0.0) for _, metrics in rollouts])) for name in names}
     rewards = np.array([reward for reward, _ in rollouts])
     return {
         "rollout/reward_mean": float(rewards.mean()),
         "rollout/reward_std": float(rewards.std()),
-        **{name: float(np.mean([metrics.get(name, 0.0) for _, metrics in rollouts])) for name in names},
+        **means,
+        # What a perfect ranking of the same pools would add to NDCG@10, and what no ranking of them could.
+        "rollout/ranking_loss": means.get("rollout/pool_recall", 0.0) - means.get("rollout/ndcg_at_10", 0.0),
+        "rollout/retrieval_loss": 1.0 - means.get("rollout/pool_recall", 0.0),
         "data/failed_rollouts": ranks.total(sum(group.num_failed for group in groups)),
     }
 

@@ -143,9 +143,15 @@ def test_a_step_reports_what_the_design_lists_and_moves_the_policy(
         *(f"rollout/{name}" for name in ("reward_mean", "num_searches", "format_ok_rate", "hit_rate", "pool_recall")),
         *("rollout/ndcg_at_10", "reward/invocation", "reward/diversity", "reward/format"),
         *(f"loss/{name}" for name in ("policy", "kl", "entropy", "clip_fraction", "is_ratio_mean")),
-        *("time/generate_s", "time/update_s", "data/zero_variance_groups"),
+        *("data/zero_variance_groups", "data/failed_rollouts", "rollout/ranking_loss", "rollout/retrieval_loss"),
+        *(f"time/{name}" for name in ("generate_s", "update_s", "weights_s", "save_s", "step_s")),
+        *("time/sampled_tokens_per_s", "time/trained_tokens_per_s"),
     }
     assert names <= metrics.keys()
+    assert metrics["rollout/ranking_loss"] == pytest.approx(
+        metrics["rollout/pool_recall"] - metrics["rollout/ndcg_at_10"]
+    )
+    assert metrics["rollout/retrieval_loss"] == pytest.approx(1 - metrics["rollout/pool_recall"])
     assert any(group.has_signal for group in groups)
     assert metrics["loss/logp_difference_max"] < 0.5
     assert any(not torch.equal(before[name], tensor) for name, tensor in policy.model.state_dict().items())
