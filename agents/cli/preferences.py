@@ -23,8 +23,9 @@ class Preferences:
     dataset: Positional[str]
     """As `deeprec prepare` takes it; it is prepared first if need be."""
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")]
-    """chat:URL?model=NAME (an OpenAI-compatible endpoint), hf:FOLDER or vllm:FOLDER (a model in Hugging Face format);
-    behind a "?" temperature and max_tokens; of chat also concurrency, max_requests and max_total_tokens."""
+    """chat:URL?model=NAME (an OpenAI-compatible endpoint), hf:MODEL or vllm:MODEL (a folder in Hugging Face format, a
+    GGUF file, a name of the hub, or package:NAME); behind a "?" temperature and max_tokens; of chat also concurrency,
+    max_requests and max_total_tokens."""
     category: str | None = None
     """The category of the Amazon reviews, e.g. Video_Games."""
     items: int = 2000

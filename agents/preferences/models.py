@@ -1,8 +1,9 @@
 """Who writes: a model behind an OpenAI-compatible endpoint, or one that an engine of this project samples from.
 
 chat:http://127.0.0.1:8000/v1?model=NAME      any endpoint for chat completions
-hf:FOLDER, vllm:FOLDER, FOLDER                a model in Hugging Face format, by transformers (the default) or vLLM
+hf:MODEL, vllm:MODEL, MODEL                   a model that this process holds, by transformers (the default) or vLLM
 
+MODEL is a folder in Hugging Face format, a GGUF file, a name of the hub, or package:NAME (a package with such a file).
 Options stand behind a "?": temperature, max_tokens; of chat also model, concurrency, max_requests, max_total_tokens.
 """
 
@@ -12,7 +13,6 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from agents.grpo.generation.base import Generator
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+_MAX_CONTEXT = 2048
+"""Tokens of a question and its answer at most."""
 
 
 class TextModel(Protocol):
@@ -138,20 +140,20 @@ class EngineModel:
         self._params = SamplingParams(max_tokens, frozenset(ends), temperature)
 
     @classmethod
-    def build(cls, folder: str, *, engine: str = "hf", temperature: float = 1.0, max_tokens: int = 128) -> EngineModel:
-        """Return the model of a folder in Hugging Face format.
+    def build(cls, model: str, *, engine: str = "hf", temperature: float = 1.0, max_tokens: int = 128) -> EngineModel:
+        """Return the model of a folder, a file, the hub or a package.
 
         Raises:
             AgentError: if there is none, or vLLM does not start.
         """
         from agents.grpo.engines import Engine
-        from agents.grpo.policy import load_policy
+        from agents.grpo.pretrained import load_pretrained
 
-        policy = load_policy(Path(folder))
+        policy = load_pretrained(model, max_tokens=_MAX_CONTEXT)
         return cls(
             Engine(engine).follow(policy),
             policy.tokenizer,
-            name=f"{Path(folder).resolve().name}",
+            name=model.rstrip("/"),
             max_context=policy.max_length,
             temperature=temperature,
             max_tokens=max_tokens,
@@ -194,7 +196,7 @@ def make_text_model(spec: str) -> TextModel:
     else:
         rest = name
     if not rest:
-        raise AgentError(f"expected chat:URL, hf:FOLDER, vllm:FOLDER or FOLDER, got {spec!r}")
+        raise AgentError(f"expected chat:URL, hf:MODEL, vllm:MODEL or MODEL, got {spec!r}")
     try:
         inspect.signature(factory).bind(rest, **options)
     except TypeError as error:

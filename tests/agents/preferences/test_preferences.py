@@ -208,7 +208,7 @@ def test_a_policy_on_disk_is_a_model(tmp_path: Path) -> None:
     config = PolicyConfig(hidden_size=16, num_layers=1, num_heads=1, max_tokens=600, vocab_size=300)
     save_policy(build_policy(config, train_tokenizer(["a b"], vocab_size=300), seed=0), tmp_path / "micro")
     model = make_text_model(f"hf:{tmp_path / 'micro'}?max_tokens=8&temperature=0")
-    assert model.name == "micro"
+    assert model.name == str(tmp_path / "micro")
     report = write_preferences(WORLD, model, [1, 2], out=tmp_path / "a.jsonl")
     assert report.num_asked >= 2
 
@@ -218,7 +218,7 @@ def test_a_policy_on_disk_is_a_model(tmp_path: Path) -> None:
     [
         ("chat:", "expected chat:URL"),
         ("chat:http://e/v1?temprature=1", "chat takes"),
-        ("hf:/nowhere", "expected a policy in Hugging Face format"),
+        ("hf:/nowhere/model", "/nowhere/model"),
         ("chat:http://e/v1?model=m&concurrency=0", "concurrency and max_tokens of at least 1"),
     ],
 )
