@@ -14,7 +14,14 @@ FAILURES = (AgentError, RetrieverError, OSError, MemoryError, RuntimeError)
 """After which a run's state is saved. torch reports most of its troubles, memory among them, as RuntimeError."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "No available memory")
+_MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "No available memory",
+    "desired GPU memory",
+)
+"""As torch and vLLM say it."""
 _LONGEST = 400
 _AGAIN = "then start the same command again"
 
@@ -53,4 +60,4 @@ def describe(error: BaseException) -> tuple[str, str] | None:
 def _memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+    return isinstance(error, RuntimeError | ValueError) and any(words in str(error) for words in _MEMORY_WORDS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -48,9 +50,12 @@ class RunLog:
         self._writer.add_text(name, "\n".join(f"    {line}" for line in text.split("\n")), step)
 
     def close(self) -> None:
-        """Close the files."""
-        self._stream.close()
-        self._writer.close()
+        """Close the files; what cannot be written any more is a warning, for a run ends with an error of its own."""
+        for part in (self._stream, self._writer):
+            try:
+                part.close()
+            except OSError as error:
+                logger.warning("the end of the log in %s is not written: %s", self._path.parent, error)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

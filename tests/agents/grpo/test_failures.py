@@ -245,6 +245,23 @@ def test_a_log_that_cannot_be_written(game: Game, warm_policy: Path, tmp_path: P
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items())
 
 
+def test_a_disk_that_fills_up_under_the_log(game: Game, warm_policy: Path, tmp_path: Path) -> None:
+    """A write to /dev/full fails as on a full disk; so does closing the file, which must not hide the sentence."""
+    straight = _straight(game, warm_policy, tmp_path / "a")
+    real = RunLog.__init__
+
+    def on_a_full_disk(self: RunLog, *args: Any, **options: Any) -> None:
+        real(self, *args, **options)
+        self._stream.close()
+        self._stream = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "__init__", on_a_full_disk)
+        with pytest.raises(AgentError, match=r"the disk is full .*the state after 1 steps is saved in .*make room"):
+            _trainer(game, warm_policy, tmp_path / "b").run(progress=False)
+    _assert_resumes_from_first(straight, game, warm_policy, tmp_path / "b")
+
+
 def test_an_unknown_error_is_raised_as_it_is_once_the_state_is_saved(
     game: Game, warm_policy: Path, tmp_path: Path
 ) -> None:
@@ -293,6 +310,8 @@ def test_a_checkpoint_of_an_older_format_says_so(game: Game, warm_policy: Path, 
     ("error", "what"),
     [
         (MemoryError(), "out of memory (MemoryError)"),
+        (ValueError("Free memory (1/80 GiB) is less than desired GPU memory utilization (0.4)"), "out of memory"),
+        (RuntimeError("No available memory for the cache blocks. Try increasing it"), "out of memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied"), "[Errno 13] Permission denied"),
