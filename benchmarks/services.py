@@ -362,6 +362,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="into how many parts the seconds are cut")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--port", type=int, default=6071)
+    parser.add_argument("--parts", nargs="+", choices=("load", "faults"), default=["load", "faults"])
     parser.add_argument("--write", type=Path, help="also write the Markdown here")
     parser.add_argument("--in-child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -378,11 +379,12 @@ def main() -> None:
             f"`{command_line()}` on {os.cpu_count()} CPU cores, {options.dataset}.",
             "",
         ]
-        lines += ["## Load", ""]
-        lines += measure_load(
-            options.dataset, clients=options.clients, seconds=options.seconds, turns=options.turns, port=options.port
-        )
-        lines += ["", "## Faults", "", *measure_faults(options.dataset, port=options.port + 2, folder=folder)]
+        if "load" in options.parts:
+            clients, seconds, turns = options.clients, options.seconds, options.turns
+            lines += ["## Load", ""]
+            lines += measure_load(options.dataset, clients=clients, seconds=seconds, turns=turns, port=options.port)
+        if "faults" in options.parts:
+            lines += ["", "## Faults", "", *measure_faults(options.dataset, port=options.port + 2, folder=folder)]
     text = "\n".join(lines) + "\n"
     print(text)
     if options.write:
