@@ -21,7 +21,7 @@ def test_only_the_last_layers_are_adapted_and_the_others_stay(num_layers: int, a
     for _ in range(2):  # the first step moves only half of each product, which is 0 until then
         logps_M, _ = backend.score(ids_NT, mask_NT)
         backend.accumulate(-logps_M.sum())
-        backend.step(0.1)
+        backend.step(0.01)
     backend.follow()
     after = backend.sampling_model.state_dict()
     changed = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
