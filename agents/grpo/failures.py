@@ -50,8 +50,8 @@ def describe(error: BaseException) -> tuple[str, str] | None:
             return f"the disk is full ({what})", f"make room there, {_AGAIN}"
         if _memory(cause):
             return f"out of memory ({what})", (
-                "lower users_per_step if it came in sampling, lower micro_batch_tokens or set "
-                f"backend.gradient_checkpointing if it came in the update, {_AGAIN}"
+                "lower users_per_step (or change engine_memory of vLLM) if it came in sampling, lower "
+                f"micro_batch_tokens or set backend.gradient_checkpointing if it came in the update, {_AGAIN}"
             )
         cause = cause.__cause__
     return (what, f"see to that, {_AGAIN}") if isinstance(error, AgentError | OSError) else None

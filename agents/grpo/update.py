@@ -71,8 +71,8 @@ class Learner:
         self.changed = False
         parts = [self._part(groups_of_step) for groups_of_step in groups]
         with self._backend.training():
-            # With one step the log-probabilities of the forward pass are the old ones.
-            olds = [self._old_logps(part) for part in parts] if len(parts) > 1 else [None]
+            # Before the first step the log-probabilities of its own forward pass are the old ones.
+            olds = [None, *(self._old_logps(part) for part in parts[1:])]
             metrics: dict[str, float] = {}
             for part, old_NT in zip(parts, olds, strict=True):
                 found = self._step(part, old_NT, learning_rate)

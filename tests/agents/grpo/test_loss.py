@@ -4,7 +4,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.grpo.loss import engine_correction, entropy, grpo_loss, k3_kl, logps_and_entropy, token_logps, token_weights
+from agents.grpo.loss import (
+    NORMALIZATIONS,
+    engine_correction,
+    entropy,
+    grpo_loss,
+    k3_kl,
+    logps_and_entropy,
+    token_logps,
+    token_weights,
+)
 
 
 def _numpy_loss(
@@ -13,38 +22,55 @@ def _numpy_loss(
     advantages: np.ndarray,
     mask: np.ndarray,
     *,
+    normalization: str,
     low: float,
     high: float,
     ref: np.ndarray,
     kl_coef: float,
+    engine: np.ndarray,
 ) -> float:
-    total = 0.0
+    by_row = np.zeros(len(mask))
     for n, t in np.argwhere(mask):
         ratio = np.exp(logps[n, t] - old[n, t])
         clipped = min(max(ratio, 1 - low), 1 + high)
         difference = ref[n, t] - logps[n, t]
         k3 = np.exp(difference) - difference - 1
-        total += -min(ratio * advantages[n, t], clipped * advantages[n, t]) + kl_coef * k3
-    return float(total / mask.sum())
+        correction = min(np.exp(old[n, t] - engine[n, t]), 2.0)
+        surrogate = min(ratio * advantages[n, t], clipped * advantages[n, t])
+        by_row[n] += -correction * surrogate + kl_coef * k3
+    if normalization == "token":
+        return float(by_row.sum() / mask.sum())
+    if normalization == "constant":
+        return float(by_row.sum() / (len(mask) * 10.0))
+    counts = mask.sum(axis=1)
+    return float(np.mean([total / count for total, count in zip(by_row, counts, strict=True) if count]))
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(0, 10_000), st.floats(0.05, 0.4), st.floats(0.05, 0.4), st.floats(0, 0.5))
-def test_loss_equals_numpy(seed: int, low: float, high: float, kl_coef: float) -> None:
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 10_000),
+    st.floats(0.05, 0.4),
+    st.floats(0.05, 0.4),
+    st.floats(0, 0.5),
+    st.sampled_from(NORMALIZATIONS),
+)
+def test_loss_equals_numpy(seed: int, low: float, high: float, kl_coef: float, normalization: str) -> None:
     rng = np.random.default_rng(seed)
-    logps, old, ref = (rng.normal(-1, 0.5, (3, 5)) for _ in range(3))
+    logps, old, ref, engine = (rng.normal(-1, 0.5, (3, 5)) for _ in range(4))
     advantages, mask = rng.normal(size=(3, 5)), rng.random((3, 5)) < 0.6
     mask[0, 0] = True
     tensors = [torch.tensor(array, dtype=torch.float64) for array in (logps, old, advantages)]
     terms = grpo_loss(
         *tensors,
-        token_weights(torch.tensor(mask), "token"),
+        token_weights(torch.tensor(mask), normalization, constant=10.0),
         clip_low=low,
         clip_high=high,
         ref_logps_NT=torch.tensor(ref),
         kl_coef=kl_coef,
+        correction_NT=engine_correction(tensors[1], torch.tensor(engine), limit=2.0),
     )
-    expected = _numpy_loss(logps, old, advantages, mask, low=low, high=high, ref=ref, kl_coef=kl_coef)
+    options = {"low": low, "high": high, "ref": ref, "kl_coef": kl_coef, "engine": engine}
+    expected = _numpy_loss(logps, old, advantages, mask, normalization=normalization, **options)
     assert float(terms.loss) == pytest.approx(expected, abs=1e-6)
 
 
