@@ -13,6 +13,7 @@ from deeprec_env.config import SPLITS, GameConfig, build_game_config
 from deeprec_env.episode import Episode
 from deeprec_env.errors import unknown_name
 from deeprec_env.game import Game
+from deeprec_env.infos import reset_infos
 from deeprec_env.rendering import render_opening, render_transcript, render_turn
 from deeprec_env.spaces import TextSpace
 from deeprec_env.users import UserOrder, chosen_user, select_users
@@ -194,7 +195,8 @@ class DeepRecEnv(gym.Env[str, str]):
         self._episode = self.game.start(user, self.split)
         if self.render_mode == "human":
             sys.stdout.write(render_opening(self._episode, colored=True) + "\n")
-        return self._episode.prompt, self.game.reset_info(self._episode)
+        (info,) = reset_infos([self._episode])
+        return self._episode.prompt, info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Play one turn.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import NamedTuple
 
 from deeprec_env.config import GameConfig
 from deeprec_env.errors import EpisodeEnded
-from deeprec_env.protocol import ActionKind, Malformed, MalformedReason, Recommend, Search, parse_action
+from deeprec_env.protocol import ActionKind, CutAction, Malformed, MalformedReason, Recommend, Search, parse_action
 from deeprec_env.rewards.outcome import Outcome
 from deeprec_env.rewards.process import DistinctPreferences
 from trm.types import FloatArray
@@ -27,8 +28,8 @@ class Turn(NamedTuple):
     """What the search returned, best first."""
     num_new_candidates: int
     """How many of them the episode had not seen before."""
-    reward_terms: Mapping[str, float]
-    """Every term of the stage; they sum to the reward exactly."""
+    reward_terms: dict[str, float]
+    """Every term of the stage; they sum to the reward exactly. Filled in as the turn is recorded."""
     malformed_reason: MalformedReason | None = None
     """Why the episode ended otherwise than by a well-formed recommendation; None in all other turns."""
 
@@ -43,27 +44,33 @@ class Turn(NamedTuple):
         return sum(self.reward_terms.values(), start=0.0)
 
 
+class Effect(Enum):
+    """What an action does to its episode."""
+
+    RETRIEVES = "retrieves"
+    """The recommender is called, and the episode goes on."""
+    TERMINATES = "terminates"
+    TRUNCATES = "truncates"
+
+
 class Verdict(NamedTuple):
     """What an action is, before anything has been retrieved for it."""
 
     kind: ActionKind
+    effect: Effect
     preference: str | None = None
     titles: tuple[str, ...] = ()
     malformed_reason: MalformedReason | None = None
-    terminated: bool = False
-    truncated: bool = False
-    retrieves: bool = False
-    """Whether the recommender is to be called."""
 
     @property
-    def ends(self) -> bool:
-        """Whether the episode is over with this action."""
-        return self.terminated or self.truncated
+    def retrieves(self) -> bool:
+        """Whether the recommender is to be called."""
+        return self.effect is Effect.RETRIEVES
 
 
 @dataclass(slots=True, eq=False)
 class Episode:
-    """One user, one held-out item, and all that has happened. Only `append` changes it."""
+    """One user, one held-out item, and all that has happened. Only `Game.play` changes it."""
 
     user_index: int
     user_id: str
@@ -75,8 +82,8 @@ class Episode:
     prompt: str
     """The first observation."""
     turns: list[Turn] = field(default_factory=list)
-    seen: dict[int, None] = field(default_factory=dict, repr=False)
-    """The candidates so far, as an ordered set."""
+    seen: set[int] = field(default_factory=set, repr=False)
+    """The candidates so far."""
     terminated: bool = False
     """Ended by a recommendation or a malformed action."""
     truncated: bool = False
@@ -84,7 +91,7 @@ class Episode:
     outcome: Outcome | None = None
     """Set when the episode has ended."""
     paid: dict[str, float] = field(default_factory=dict)
-    """What each reward term has paid so far."""
+    """What each reward term has paid so far; `rewards.compose.pay` keeps it."""
     embeddings: dict[str, FloatArray] = field(default_factory=dict, repr=False)
     """Unit vectors of the preferences, as far as the reward has needed them."""
     preferences: DistinctPreferences | None = field(default=None, repr=False)
@@ -107,7 +114,7 @@ class Episode:
     @property
     def pool(self) -> tuple[int, ...]:
         """All candidates so far, in the order in which they first appeared."""
-        return tuple(self.seen)
+        return tuple(dict.fromkeys(item_id for turn in self.turns for item_id in turn.candidate_ids))
 
     @property
     def response(self) -> str:
@@ -129,18 +136,22 @@ class Episode:
         """Whether the episode has ended in a well-formed recommendation."""
         return self.outcome is not None and self.outcome.well_formed
 
+    def see(self, candidate_ids: Sequence[int]) -> int:
+        """Add the candidates of a search to the pool and return how many are new to it."""
+        num_seen = len(self.seen)
+        self.seen.update(candidate_ids)
+        return len(self.seen) - num_seen
+
     def append(self, turn: Turn, verdict: Verdict, *, outcome: Outcome | None) -> None:
-        """Record a finished turn."""
+        """Record a finished turn, whose candidates have been seen."""
         self.turns.append(turn)
         self.num_chars += len(turn.action) + len(turn.observation)
-        if verdict.retrieves:
+        if verdict.effect is Effect.RETRIEVES:
             self.num_searches += 1
-            for item_id in turn.candidate_ids:
-                self.seen[item_id] = None
-        paid = self.paid
-        for name, amount in turn.reward_terms.items():
-            paid[name] = paid.get(name, 0.0) + amount
-        self.terminated, self.truncated, self.outcome = verdict.terminated, verdict.truncated, outcome
+        else:
+            self.terminated = verdict.effect is Effect.TERMINATES
+            self.truncated = not self.terminated
+            self.outcome = outcome
 
 
 def judge(episode: Episode, action: str, config: GameConfig) -> Verdict:
@@ -152,20 +163,22 @@ def judge(episode: Episode, action: str, config: GameConfig) -> Verdict:
     if episode.terminated or episode.truncated:
         num_turns = len(episode.turns)
         raise EpisodeEnded(f"expected a running episode, got one that ended after {num_turns} turns; reset it first")
-    num_chars = episode.num_chars + len(action)
-    if len(action) > config.max_action_chars or num_chars > config.max_episode_chars:
-        return Verdict(ActionKind.MALFORMED, malformed_reason=MalformedReason.TEXT_BUDGET, truncated=True)
+    num_chars = len(action)
+    if num_chars > config.max_action_chars or episode.num_chars + num_chars > config.max_episode_chars:
+        return Verdict(ActionKind.MALFORMED, Effect.TRUNCATES, malformed_reason=MalformedReason.TEXT_BUDGET)
     match parse_action(action):
         case Search(preference):
             if episode.num_searches < config.max_turns:
-                return Verdict(ActionKind.SEARCH, preference, retrieves=True)
+                return Verdict(ActionKind.SEARCH, Effect.RETRIEVES, preference)
             reason = MalformedReason.SEARCH_BUDGET
-            return Verdict(ActionKind.SEARCH, preference, malformed_reason=reason, truncated=True)
+            return Verdict(ActionKind.SEARCH, Effect.TRUNCATES, preference, malformed_reason=reason)
         case Recommend(titles, reasoning):
-            reason_or_none = _recommend_problem(episode, titles, reasoning, config)
-            return Verdict(ActionKind.RECOMMEND, titles=titles, malformed_reason=reason_or_none, terminated=True)
+            problem = _recommend_problem(episode, titles, reasoning, config)
+            return Verdict(ActionKind.RECOMMEND, Effect.TERMINATES, None, titles, problem)
         case Malformed(reason):
-            return Verdict(ActionKind.MALFORMED, malformed_reason=reason, terminated=True)
+            if isinstance(action, CutAction):
+                return Verdict(ActionKind.MALFORMED, Effect.TRUNCATES, malformed_reason=action.reason)
+            return Verdict(ActionKind.MALFORMED, Effect.TERMINATES, malformed_reason=reason)
 
 
 def _recommend_problem(
@@ -178,40 +191,3 @@ def _recommend_problem(
     if len(titles) != config.top_k:
         return MalformedReason.NUM_TITLES
     return None
-
-
-def reset_info(episode: Episode) -> dict[str, object]:
-    """Return the fresh `info` of a reset: a step's keys with nothing in them, and who the user is."""
-    return {
-        "turn": 0,
-        "user_index": episode.user_index,
-        "user_id": episode.user_id,
-        "action_kind": None,
-        "malformed_reason": None,
-        "preference": None,
-        "candidate_ids": (),
-        "reward_terms": {},
-        "oracle": {"target_id": episode.target, "target_rank": 0, "target_in_pool": False},
-    }
-
-
-def step_info(episode: Episode) -> dict[str, object]:
-    """Return the fresh `info` of the last finished turn."""
-    turn = episode.turns[-1]
-    candidate_ids = turn.candidate_ids
-    info: dict[str, object] = {
-        "turn": len(episode.turns),
-        "action_kind": str(turn.kind),
-        "malformed_reason": None if turn.malformed_reason is None else str(turn.malformed_reason),
-        "preference": turn.preference,
-        "candidate_ids": candidate_ids,
-        "reward_terms": dict(turn.reward_terms),
-        "oracle": {
-            "target_id": episode.target,
-            "target_rank": candidate_ids.index(episode.target) + 1 if episode.target in candidate_ids else 0,
-            "target_in_pool": episode.target_in_pool,
-        },
-    }
-    if episode.outcome is not None:
-        info["outcome"] = episode.outcome.as_info()
-    return info

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from deeprec_env.config import SPLITS, GameConfig
-from deeprec_env.episode import Episode, Turn, Verdict, judge, reset_info, step_info
+from deeprec_env.episode import Effect, Episode, Turn, Verdict, judge
 from deeprec_env.errors import unknown_name
+from deeprec_env.infos import step_infos
 from deeprec_env.prompts import render_prompt
 from deeprec_env.protocol import render_items
 from deeprec_env.rewards.compose import build_scorer, pay
@@ -76,12 +77,16 @@ class Game:
             openings[key] = Opening(history, example.target, prompt)
         return openings[key]
 
-    def reset_info(self, episode: Episode) -> dict[str, Any]:
-        """Return the fresh `info` of an episode that has just started."""
-        return reset_info(episode)
-
     def step(self, episodes: Sequence[Episode], actions: Sequence[str]) -> list[StepResult]:
-        """Play one action in each episode and record it there.
+        """Play one action in each episode and return what came of each; see `play`."""
+        turns = self.play(episodes, actions)
+        return [
+            StepResult(turn.observation, turn.reward, episode.terminated, episode.truncated, info)
+            for episode, turn, info in zip(episodes, turns, step_infos(episodes), strict=True)
+        ]
+
+    def play(self, episodes: Sequence[Episode], actions: Sequence[str]) -> list[Turn]:
+        """Play one action in each episode, record the turn there, and return it.
 
         At most one `retriever.retrieve` and one `encoder.encode` are called for all of them.
 
@@ -95,7 +100,7 @@ class Game:
             EpisodeEnded: if an episode has ended; then none is changed.
             RetrieverError: if the recommender is broken; then none is changed.
         """
-        if len(episodes) != len(actions) or len({id(episode) for episode in episodes}) != len(episodes):
+        if len(episodes) != len(actions) or len(set(map(id, episodes))) != len(episodes):
             raise ValueError(f"expected one action for each of {len(episodes)} distinct episodes, got {len(actions)}")
         for action in actions:
             if not isinstance(action, str):
@@ -103,11 +108,17 @@ class Game:
         verdicts = [judge(episode, action, self.config) for episode, action in zip(episodes, actions, strict=True)]
         candidates = self._retrieve(episodes, verdicts)
         self._embed(episodes, actions, verdicts)
-        return [self._finish(*parts) for parts in zip(episodes, actions, verdicts, candidates, strict=True)]
+        turns = list(map(self._turn, episodes, actions, verdicts, candidates))
+        outcomes = list(map(self._outcome, episodes, verdicts))
+        due = self._scorer.due(episodes, turns, outcomes)
+        for episode, turn, verdict, outcome, totals in zip(episodes, turns, verdicts, outcomes, due, strict=True):
+            pay(episode, totals, turn.reward_terms)
+            episode.append(turn, verdict, outcome=outcome)
+        return turns
 
     def _retrieve(self, episodes: Sequence[Episode], verdicts: Sequence[Verdict]) -> list[tuple[int, ...]]:
         """Return each episode's candidates, () where nothing is searched."""
-        searching = [place for place, verdict in enumerate(verdicts) if verdict.retrieves]
+        searching = [place for place, verdict in enumerate(verdicts) if verdict.effect is Effect.RETRIEVES]
         found: list[tuple[int, ...]] = [()] * len(episodes)
         if searching:
             config = self.config
@@ -121,40 +132,32 @@ class Game:
 
     def _embed(self, episodes: Sequence[Episode], actions: Sequence[str], verdicts: Sequence[Verdict]) -> None:
         """Add to each episode the embeddings that its reward will look up."""
-        wanted = [
-            (episode, text)
-            for episode, action, verdict in zip(episodes, actions, verdicts, strict=True)
-            for text in self._scorer.texts(episode, action, verdict)
-            if text not in episode.embeddings
-        ]
+        wanted = self._scorer.texts(episodes, actions, verdicts)
         if wanted:
             texts = list(dict.fromkeys(text for _, text in wanted))
             vectors = dict(zip(texts, self.world.encoder.encode(texts), strict=True))
             for episode, text in wanted:
                 episode.embeddings[text] = vectors[text]
 
-    def _finish(self, episode: Episode, action: str, verdict: Verdict, found: tuple[int, ...]) -> StepResult:
-        outcome, observation, num_new = None, "", 0
-        if verdict.retrieves:
+    def _turn(self, episode: Episode, action: str, verdict: Verdict, found: tuple[int, ...]) -> Turn:
+        """Return the turn, its rewards not filled in yet."""
+        observation, num_new = "", 0
+        if verdict.effect is Effect.RETRIEVES:
             items = self.world.items
             shown = [items[item_id] for item_id in found]
             observation = render_items(shown, show_attributes=self.config.show_attributes)
-            num_new = len(found) - sum(map(episode.seen.__contains__, found))
-        else:
-            outcome = self._outcome(episode, verdict)
-        terms: dict[str, float] = {}
-        kind, preference, reason = verdict.kind, verdict.preference, verdict.malformed_reason
-        turn = Turn(action, observation, kind, preference, found, num_new, terms, reason)
-        pay(episode, self._scorer.due(episode, turn, outcome), terms)
-        episode.append(turn, verdict, outcome=outcome)
-        return StepResult(observation, turn.reward, verdict.terminated, verdict.truncated, step_info(episode))
+            num_new = episode.see(found)
+        return Turn(action, observation, verdict.kind, verdict.preference, found, num_new, {}, verdict.malformed_reason)
 
-    def _outcome(self, episode: Episode, verdict: Verdict) -> Outcome:
+    def _outcome(self, episode: Episode, verdict: Verdict) -> Outcome | None:
+        """Return how the episode ends; None if it goes on."""
+        if verdict.effect is Effect.RETRIEVES:
+            return None
         return build_outcome(
             verdict.titles,
             target=episode.target,
             top_k=self.config.top_k,
             find=self.world.find,
-            pool=episode.seen.keys(),
+            pool=episode.seen,
             well_formed=verdict.malformed_reason is None,
         )

@@ -72,6 +72,10 @@ class MalformedReason(StrEnum):
     """More than max_turns searches."""
     TEXT_BUDGET = "text_budget"
     """More text than max_action_chars or max_episode_chars."""
+    TURN_TOKENS = "turn_tokens"
+    """The policy's tokens for a turn were used up before it had acted; see CutAction."""
+    EPISODE_TOKENS = "episode_tokens"
+    """The policy's tokens for the whole episode were used up before it had acted; see CutAction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,25 @@ class DisplayItem(NamedTuple):
 
     title: str
     attributes: str = ""
+
+
+class CutAction(str):
+    """The text of a turn that a limit on the policy's tokens cut off: whoever samples knows of it, the text does not.
+
+    It is played as any other text is, but truncates the episode instead of terminating it.
+    """
+
+    reason: MalformedReason
+
+    def __new__(cls, text: str, reason: MalformedReason) -> CutAction:
+        """Return the text, TURN_TOKENS or EPISODE_TOKENS being the reason."""
+        action = super().__new__(cls, text)
+        action.reason = reason
+        return action
+
+    def __getnewargs__(self) -> tuple[str, MalformedReason]:  # type: ignore[override]
+        """Return what copies and pickles are made from."""
+        return str(self), self.reason
 
 
 def neutralize(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from deeprec_env.config import SPLITS
 from deeprec_env.env import build_action_space, build_game
 from deeprec_env.episode import Episode
 from deeprec_env.errors import unknown_name
-from deeprec_env.game import StepResult
+from deeprec_env.infos import Columns, VectorInfo, outcome_columns, put_columns, reset_columns, step_columns
 from deeprec_env.rendering import render_transcript
 from deeprec_env.spaces import TextSpace
 from deeprec_env.users import UserOrder, chosen_user, select_users
@@ -126,13 +126,14 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
         choices = dict(options or {})
         mask = self._mask(choices.pop("reset_mask", None))
         users = [chosen_user(self.game.world, chosen) for chosen in self._spread(choices)]
-        infos: list[dict[str, Any] | None] = [None] * self.num_envs
-        for place in np.flatnonzero(mask).tolist():
+        places = np.flatnonzero(mask).tolist()
+        for place in places:
             if seeds[place] is not None:
                 self._rngs[place], _ = seeding.np_random(seeds[place])
                 self._orders[place].restart()
-            infos[place] = self._start(place, users[place])
-        return tuple(self._observations), batch_infos(infos)
+        info: VectorInfo = {}
+        self._start(places, [users[place] for place in places], info)
+        return tuple(self._observations), info
 
     def step(self, actions: Sequence[str]) -> tuple[Texts, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Play one turn in every episode.
@@ -148,21 +149,25 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
         """
         if isinstance(actions, str) or len(actions) != self.num_envs:
             raise ValueError(f"expected {self.num_envs} actions, one an environment, got {len(actions)}")
-        episodes = self._running()
-        results: list[StepResult | None] = [None] * self.num_envs
-        live: Sequence[int] = range(self.num_envs)
+        episodes, places, starting = self._running(), list(range(self.num_envs)), []
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
-            live = [place for place, episode in enumerate(episodes) if not episode.ended]
-        played = self.game.step([episodes[place] for place in live], [actions[place] for place in live])
-        for place, result in zip(live, played, strict=True):
-            results[place] = result
+            starting = [place for place in places if episodes[place].ended]
+            places = [place for place in places if not episodes[place].ended]
+            episodes = [episodes[place] for place in places]
+        turns = self.game.play(episodes, [actions[place] for place in places])
         rewards = np.zeros(self.num_envs, dtype=np.float64)
         terminated, truncated = np.zeros((2, self.num_envs), dtype=np.bool_)
-        rewards[live] = [result.reward for result in played]
-        terminated[live] = [result.terminated for result in played]
-        truncated[live] = [result.truncated for result in played]
-        infos = [self._after(place, result) for place, result in enumerate(results)]
-        return tuple(self._observations), rewards, terminated, truncated, batch_infos(infos)
+        rewards[places] = [turn.reward for turn in turns]
+        terminated[places] = [episode.terminated for episode in episodes]
+        truncated[places] = [episode.truncated for episode in episodes]
+        for place, turn in zip(places, turns, strict=True):
+            self._observations[place] = turn.observation
+        ended = np.flatnonzero(terminated | truncated).tolist()
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            starting = ended
+        info = self._turn_info(places, ended)
+        self._start(starting, [None] * len(starting), info)
+        return tuple(self._observations), rewards, terminated, truncated, info
 
     def render(self) -> tuple[str, ...] | None:
         """Return the transcripts in mode "ansi"."""
@@ -170,22 +175,33 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
             return None
         return tuple("" if episode is None else render_transcript(episode) for episode in self._episodes)
 
-    def _after(self, place: int, result: StepResult | None) -> dict[str, Any]:
-        """Take over a result and return its info, with the next episode's in mode SAME_STEP; start one without it."""
-        if result is None:
-            return self._start(place, None)
-        self._observations[place] = result.observation
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and (result.terminated or result.truncated):
-            final = {"final_obs": result.observation, "final_info": result.info}
-            return final | self._start(place, None)
-        return result.info
+    def _turn_info(self, places: Sequence[int], ended: Sequence[int]) -> VectorInfo:
+        """Return the info of the turns that were played; in mode SAME_STEP that of last turns is in `final_info`."""
+        info: VectorInfo = {}
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            last = {"final_obs": [self._observations[place] for place in ended]}
+            self._put(
+                info, lambda episodes: {**last, "final_info": step_columns(episodes) | outcome_columns(episodes)}, ended
+            )
+            self._put(info, step_columns, sorted(set(places).difference(ended)))
+        else:
+            self._put(info, step_columns, places)
+            self._put(info, outcome_columns, ended)
+        return info
 
-    def _start(self, place: int, user: int | None) -> dict[str, Any]:
-        if user is None:
-            user = self._orders[place].draw(self._rng(place))
-        episode = self.game.start(user, self.split)
-        self._episodes[place], self._observations[place] = episode, episode.prompt
-        return self.game.reset_info(episode)
+    def _put(self, info: VectorInfo, columns_of: Callable[[Sequence[Episode]], Columns], places: Sequence[int]) -> None:
+        """Write what the episodes of these places say into the info."""
+        if places:
+            columns = columns_of([episode for place in places if (episode := self._episodes[place]) is not None])
+            put_columns(info, columns, places, num_envs=self.num_envs)
+
+    def _start(self, places: Sequence[int], users: Sequence[int | None], info: VectorInfo) -> None:
+        """Start episodes, of the next user where none is named, and write what they say into the info."""
+        for place, user in zip(places, users, strict=True):
+            chosen = self._orders[place].draw(self._rng(place)) if user is None else user
+            episode = self.game.start(chosen, self.split)
+            self._episodes[place], self._observations[place] = episode, episode.prompt
+        self._put(info, reset_columns, places)
 
     def _running(self) -> list[Episode]:
         episodes = [episode for episode in self._episodes if episode is not None]
@@ -240,33 +256,3 @@ def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
     if mode not in by_name:
         raise unknown_name("autoreset_mode", mode, by_name)
     return by_name[mode]
-
-
-def batch_infos(infos: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-    """Return the infos of N environments as one, in Gymnasium's layout but built column by column.
-
-    A key holds an array [N] (numbers and bools as such, all else as objects; dicts again as such a dict), and `_key` a
-    bool array of who has it.
-    """
-    alike = None not in infos and len(set(map(tuple, infos))) == 1  # type: ignore[arg-type]
-    names = infos[0] or {} if alike else dict.fromkeys(name for info in infos if info is not None for name in info)
-    batched: dict[str, Any] = {}
-    for name in names:
-        has_value = np.ones(len(infos), dtype=np.bool_)
-        if alike:
-            column = [info[name] for info in infos]  # type: ignore[index]
-        else:
-            column = [None if info is None else info.get(name) for info in infos]
-            has_value[:] = [info is not None and name in info for info in infos]
-        batched[name] = _batch_column(column, has_value)
-        batched[f"_{name}"] = has_value
-    return batched
-
-
-def _batch_column(column: Sequence[Any], has_value: BoolArray) -> Any:
-    kind = type(column[int(has_value.argmax())])
-    if kind is dict:
-        return batch_infos(column)
-    if kind in (int, float, bool):
-        return np.array([0 if value is None else value for value in column], dtype=kind)
-    return np.fromiter(column, dtype=object, count=len(column))

@@ -7,13 +7,13 @@ digit, in any order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from deeprec_env.episode import Episode, Turn, Verdict
+from deeprec_env.episode import Effect, Episode, Turn, Verdict
 from deeprec_env.rewards import paper, process
 from deeprec_env.rewards.config import RewardConfig
-from deeprec_env.rewards.outcome import Outcome, hit_reward, mean_similarity
+from deeprec_env.rewards.outcome import Outcome, hit_reward, mean_similarities
 
 if TYPE_CHECKING:
     from deeprec_env.world import World
@@ -26,29 +26,35 @@ _COARSE = 2.0**12
 class Scorer(Protocol):
     """Says what an episode is worth after a step."""
 
-    def texts(self, episode: Episode, action: str, verdict: Verdict) -> list[str]:
-        """Return the texts whose embeddings `due` will look up in `episode.embeddings`."""
+    def texts(
+        self, episodes: Sequence[Episode], actions: Sequence[str], verdicts: Sequence[Verdict]
+    ) -> list[tuple[Episode, str]]:
+        """Return the texts whose embeddings `due` will look up in `episode.embeddings`, with the episodes."""
         ...
 
-    def due(self, episode: Episode, turn: Turn, outcome: Outcome | None) -> dict[str, float]:
-        """Return the total by term that the episode is worth once the turn is recorded.
+    def due(
+        self, episodes: Sequence[Episode], turns: Sequence[Turn], outcomes: Sequence[Outcome | None]
+    ) -> list[dict[str, float]]:
+        """Return for each episode the total by term that it is worth once the turn is recorded.
 
-        To be called once a turn, right before it is recorded. Changes nothing but `episode.preferences`.
+        To be called once a turn, right before it is recorded. Changes nothing but `episode.preferences`. What an
+        episode is worth does not depend on the others.
 
         Args:
-            episode: without the turn.
-            turn: its reward_terms are not filled in yet.
-            outcome: set if the episode ends.
+            episodes: without the turns.
+            turns: one an episode; their reward_terms are not filled in yet.
+            outcomes: set where the episode ends.
         """
         ...
 
 
 def pay(episode: Episode, due: Mapping[str, float], terms: dict[str, float]) -> None:
-    """Put into terms what each pays now: the total due, on the grid, less what has been paid."""
+    """Put into terms what each pays now, the total due, on the grid, less what has been paid; note it as paid."""
     paid = episode.paid
     for name, total in due.items():
         on_grid = round(total * _GRID) / _GRID if total else 0.0
-        terms[name] = on_grid - paid[name] if paid else on_grid
+        terms[name] = on_grid - paid[name] if name in paid else on_grid
+        paid[name] = on_grid
 
 
 def _coarse(value: float) -> float:
@@ -67,49 +73,65 @@ class StrictScorer:
         self._config = config
         self._stage = stage
         self._zeros = dict.fromkeys(config.terms(stage), 0.0)
+        self._invocation = [process.invocation_reward(n, config) for n in range(config.invocation_max + 1)]
 
-    def texts(self, episode: Episode, action: str, verdict: Verdict) -> list[str]:
-        """Return the preference of a search, where the stage pays for searching."""
-        if self._stage == "cold" and verdict.retrieves and verdict.preference is not None:
-            return [verdict.preference]
-        return []
+    def texts(
+        self, episodes: Sequence[Episode], actions: Sequence[str], verdicts: Sequence[Verdict]
+    ) -> list[tuple[Episode, str]]:
+        """Return the preferences of the searches, where the stage pays for searching."""
+        if self._stage != "cold":
+            return []
+        searching = ((e, v) for e, v in zip(episodes, verdicts, strict=True) if v.effect is Effect.RETRIEVES)
+        return [(episode, verdict.preference or "") for episode, verdict in searching]
 
-    def due(self, episode: Episode, turn: Turn, outcome: Outcome | None) -> dict[str, float]:
-        """Return the total by term that the episode is worth once the turn is recorded."""
-        config = self._config
-        totals = self._zeros.copy()
-        if outcome is not None and not outcome.well_formed:
-            totals["format"] = -config.format_penalty
-            return totals
-        if self._stage == "cold":
-            share = 1.0 if outcome is None else outcome.grounded_share
-            preferences = self._judged(episode, turn)
-            totals["invocation"] = share * process.invocation_reward(len(preferences.kept), config)
-            totals["diversity"] = share * config.diversity_weight * _coarse(preferences.distance)
-        elif outcome is not None:
-            totals["outcome"] = hit_reward(outcome.hit_rank, config)
-            similarity = mean_similarity(
-                outcome,
-                episode.target,
-                text_vectors=self._world.item_text_vectors,
-                id_vectors=self._world.item_id_vectors,
-            )
-            totals["similarity"] = config.similarity_weight * _coarse(similarity)
-        if "progress" in totals and outcome is None:
-            answers = [*(earlier.candidate_ids for earlier in episode.turns), turn.candidate_ids]
-            ranks = (ids.index(episode.target) + 1 if episode.target in ids else 0 for ids in answers)
-            totals["progress"] = config.progress_weight * process.progress_potential(ranks)
+    def due(
+        self, episodes: Sequence[Episode], turns: Sequence[Turn], outcomes: Sequence[Outcome | None]
+    ) -> list[dict[str, float]]:
+        """Return for each episode the total by term that it is worth once the turn is recorded."""
+        totals = [self._zeros.copy() for _ in episodes]
+        ranked: list[tuple[dict[str, float], int, Outcome]] = []
+        for total, episode, turn, outcome in zip(totals, episodes, turns, outcomes, strict=True):
+            if outcome is not None and not outcome.well_formed:
+                total["format"] = -self._config.format_penalty
+            elif self._stage == "cold":
+                self._add_process(total, episode, turn, outcome)
+            elif outcome is not None:
+                ranked.append((total, episode.target, outcome))
+            if outcome is None and "progress" in total:
+                total["progress"] = self._progress(episode, turn)
+        if ranked:
+            self._add_ranking(*zip(*ranked))
         return totals
 
-    def _judged(self, episode: Episode, turn: Turn) -> process.DistinctPreferences:
-        """Return the episode's searches as they are judged, the turn's among them."""
-        preferences = episode.preferences
+    def _add_process(self, total: dict[str, float], episode: Episode, turn: Turn, outcome: Outcome | None) -> None:
+        preferences, share = episode.preferences, 1.0
         if preferences is None:
             preferences = episode.preferences = process.DistinctPreferences(self._config)
-        if turn.is_answered_search:
+        if outcome is None:
             text, num_found = turn.preference or "", len(turn.candidate_ids)
             preferences.add(text, episode.embeddings[text], num_new=turn.num_new_candidates, num_found=num_found)
-        return preferences
+        else:
+            share = outcome.grounded_share
+        num_different = min(len(preferences.kept), self._config.invocation_max)
+        total["invocation"] = share * self._invocation[num_different]
+        if preferences.distance:
+            total["diversity"] = share * self._config.diversity_weight * _coarse(preferences.distance)
+
+    def _add_ranking(
+        self, totals: Sequence[dict[str, float]], targets: Sequence[int], outcomes: Sequence[Outcome]
+    ) -> None:
+        world, config = self._world, self._config
+        similarities = mean_similarities(
+            outcomes, targets, text_vectors=world.item_text_vectors, id_vectors=world.item_id_vectors
+        )
+        for total, outcome, similarity in zip(totals, outcomes, similarities, strict=True):
+            total["outcome"] = hit_reward(outcome.hit_rank, config)
+            total["similarity"] = config.similarity_weight * _coarse(similarity)
+
+    def _progress(self, episode: Episode, turn: Turn) -> float:
+        answers = [*(earlier.candidate_ids for earlier in episode.turns), turn.candidate_ids]
+        ranks = (ids.index(episode.target) + 1 if episode.target in ids else 0 for ids in answers)
+        return self._config.progress_weight * process.progress_potential(ranks)
 
 
 class PaperScorer:
@@ -122,12 +144,26 @@ class PaperScorer:
         self._top_k = top_k
         self._terms = config.terms(stage)
 
-    def texts(self, episode: Episode, action: str, verdict: Verdict) -> list[str]:
-        """Return the preferences that the action adds, as the published rules cut them."""
-        return paper.preferences_of((episode.response + action).strip()) if self._stage == "cold" else []
+    def texts(
+        self, episodes: Sequence[Episode], actions: Sequence[str], verdicts: Sequence[Verdict]
+    ) -> list[tuple[Episode, str]]:
+        """Return the preferences that the actions add, as the published rules cut them."""
+        if self._stage != "cold":
+            return []
+        return [
+            (episode, text)
+            for episode, action in zip(episodes, actions, strict=True)
+            for text in paper.preferences_of((episode.response + action).strip())
+            if text not in episode.embeddings
+        ]
 
-    def due(self, episode: Episode, turn: Turn, outcome: Outcome | None) -> dict[str, float]:
-        """Return the total by term that the episode is worth once the turn is recorded."""
+    def due(
+        self, episodes: Sequence[Episode], turns: Sequence[Turn], outcomes: Sequence[Outcome | None]
+    ) -> list[dict[str, float]]:
+        """Return for each episode the total by term that it is worth once the turn is recorded."""
+        return list(map(self._due, episodes, turns, outcomes))
+
+    def _due(self, episode: Episode, turn: Turn, outcome: Outcome | None) -> dict[str, float]:
         response = (episode.response + turn.action).strip()
         n_calls = episode.num_searches + turn.is_answered_search
         if outcome is not None or self._stage == "cold":

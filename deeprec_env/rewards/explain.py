@@ -159,8 +159,8 @@ class _Strict:
     def _similarity(self) -> Iterator[str]:
         outcome, world = self._episode.outcome, self._game.world
         assert outcome is not None
-        values = likeness_by_place(
-            outcome, self._episode.target, text_vectors=world.item_text_vectors, id_vectors=world.item_id_vectors
+        (values,) = likeness_by_place(
+            [outcome], [self._episode.target], text_vectors=world.item_text_vectors, id_vectors=world.item_id_vectors
         )
         for place, (line, value) in enumerate(zip(outcome.lines, values, strict=True), start=1):
             why = (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import compress
-from typing import NamedTuple
+from operator import attrgetter, methodcaller, mul
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from trm.types import FloatArray
 CUTOFFS = (1, 5, 10)
 """Where Recall and NDCG are cut for `info`."""
 _NOTHING = (PAD,)
-_CUTOFF_KEYS = tuple((k, f"recall@{k}", f"ndcg@{k}") for k in CUTOFFS)
+_RANKINGS_AT_ONCE = 32
+"""Few enough for their items' vectors to stay in the processor's cache."""
 
 
 class RankedLine(NamedTuple):
@@ -98,18 +100,15 @@ class Outcome:
 
     def as_info(self) -> dict[str, object]:
         """Return a fresh dict for `info["outcome"]`."""
-        info: dict[str, object] = {
-            "recommended_ids": self.recommended_ids,
-            "hit_rank": self.hit_rank,
-            "well_formed": self.well_formed,
-        }
-        for k, recall, ndcg in _CUTOFF_KEYS:
-            info[recall] = self.recall(k)
-            info[ndcg] = self.ndcg(k)
-        info["unknown_titles"] = self.unknown_titles
-        info["duplicate_titles"] = self.duplicate_titles
-        info["never_retrieved_titles"] = self.never_retrieved_titles
-        return info
+        return {name: read(self) for name, read in INFO_FIELDS.items()}
+
+
+INFO_FIELDS: Mapping[str, Callable[[Outcome], Any]] = {
+    **{name: attrgetter(name) for name in ("recommended_ids", "hit_rank", "well_formed")},
+    **{f"{name}@{k}": methodcaller(name, k) for k in CUTOFFS for name in ("recall", "ndcg")},
+    **{name: attrgetter(name) for name in ("unknown_titles", "duplicate_titles", "never_retrieved_titles")},
+}
+"""What `info["outcome"]` says, and where it is read."""
 
 
 def build_outcome(
@@ -152,23 +151,30 @@ def hit_reward(hit_rank: int, config: RewardConfig) -> float:
     return config.hit_weight * (1.0 + config.hit_rank_step * max(0, 10 - (hit_rank - 1)))
 
 
-def likeness(item_ids: Sequence[int], target: int, *, text_vectors: FloatArray, id_vectors: FloatArray) -> FloatArray:
-    """Return each item's mean of text-embedding dot product and cosine of item embeddings to the target.
+def likeness(
+    item_ids: Sequence[Sequence[int]], targets: Sequence[int], *, text_vectors: FloatArray, id_vectors: FloatArray
+) -> FloatArray:
+    """Return each item's mean of text-embedding dot product and cosine of item embeddings to its row's target.
+
+    A row's figures do not depend on the other rows, to the last bit.
 
     Args:
-        item_ids: of any length n; PAD gives 0.0.
-        target: an item id.
+        item_ids: B rows of K; PAD gives 0.0.
+        targets: B item ids.
         text_vectors: float32 [num_items + 1, D], unit rows, row 0 zeros.
         id_vectors: float32 [num_items + 1, d], any norm, row 0 zeros.
 
     Returns:
-        [n], of the vectors' type.
+        [B, K], of the vectors' type.
     """
-    rows = np.array(item_ids, dtype=np.int64)
-    texts = text_vectors.take(rows, axis=0).dot(text_vectors[target])
-    ids, wanted = id_vectors.take(rows, axis=0), id_vectors[target]
-    norms = np.sqrt(np.vecdot(ids, ids) * wanted.dot(wanted))
-    return np.asarray((texts + ids.dot(wanted) / np.maximum(norms, 1e-8)) / 2)
+    rows_BK, target_B = np.array(item_ids, dtype=np.int64), np.array(targets, dtype=np.int64)
+    ids_BKd, wanted_Bd = id_vectors.take(rows_BK, axis=0), id_vectors.take(target_B, axis=0)
+    norms_BK = np.sqrt(np.vecdot(ids_BKd, ids_BKd) * np.vecdot(wanted_Bd, wanted_Bd)[:, None])
+    values_BK = np.matmul(ids_BKd, wanted_Bd[:, :, None])[:, :, 0]
+    values_BK /= np.maximum(norms_BK, 1e-8)
+    texts_BKD, wanted_BD = text_vectors.take(rows_BK, axis=0), text_vectors.take(target_B, axis=0)
+    values_BK += np.matmul(texts_BKD, wanted_BD[:, :, None])[:, :, 0]
+    return np.asarray(values_BK / 2)
 
 
 @lru_cache(maxsize=64)
@@ -177,23 +183,40 @@ def place_weights(num_places: int) -> tuple[float, ...]:
     return tuple((1.0 - place / num_places) ** 2 for place in range(num_places))
 
 
-def mean_similarity(outcome: Outcome, target: int, *, text_vectors: FloatArray, id_vectors: FloatArray) -> float:
-    """Return the mean likeness of the ranking to the target, early places more; in [0, 1].
+def mean_similarities(
+    outcomes: Sequence[Outcome], targets: Sequence[int], *, text_vectors: FloatArray, id_vectors: FloatArray
+) -> list[float]:
+    """Return for each ranking the mean likeness to its target, early places more; in [0, 1].
 
     Unknown, duplicate and never-retrieved titles count 0 and keep their weight in the mean; so does a dissimilar item,
     for a negative likeness would make an invented title the better choice.
     """
-    values = likeness_by_place(outcome, target, text_vectors=text_vectors, id_vectors=id_vectors)
-    weights = place_weights(outcome.top_k)
-    return sum([weight * value for weight, value in zip(weights, values)]) / sum(weights)
+    similarities = []
+    for values, outcome in zip(
+        likeness_by_place(outcomes, targets, text_vectors=text_vectors, id_vectors=id_vectors), outcomes
+    ):
+        weights = place_weights(outcome.top_k)
+        similarities.append(sum(map(mul, weights, values)) / sum(weights))
+    return similarities
 
 
 def likeness_by_place(
-    outcome: Outcome, target: int, *, text_vectors: FloatArray, id_vectors: FloatArray
-) -> list[float]:
-    """Return what each place of the ranking counts in `mean_similarity`, in [0, 1]."""
-    earning = outcome.earning_ids
-    if not earning:
-        return []
-    values = likeness([ids[0] for ids in earning], target, text_vectors=text_vectors, id_vectors=id_vectors).tolist()
-    return [1.0 if target in ids else min(1.0, max(0.0, value)) for ids, value in zip(earning, values)]
+    outcomes: Sequence[Outcome], targets: Sequence[int], *, text_vectors: FloatArray, id_vectors: FloatArray
+) -> list[list[float]]:
+    """Return what each place of each ranking counts in `mean_similarities`, in [0, 1].
+
+    Args:
+        outcomes: rankings of equal length, as those of well-formed episodes are.
+        targets: the held-out item of each.
+        text_vectors: float32 [num_items + 1, D], unit rows, row 0 zeros.
+        id_vectors: float32 [num_items + 1, d], row 0 zeros.
+    """
+    counted: list[list[float]] = []
+    for start in range(0, len(outcomes), _RANKINGS_AT_ONCE):
+        batch = slice(start, start + _RANKINGS_AT_ONCE)
+        earning = [outcome.earning_ids for outcome in outcomes[batch]]
+        rows = [[ids[0] for ids in places] for places in earning]
+        values = likeness(rows, targets[batch], text_vectors=text_vectors, id_vectors=id_vectors)
+        for places, row, target in zip(earning, values.clip(0.0, 1.0).tolist(), targets[batch]):
+            counted.append([1.0 if target in ids else value for ids, value in zip(places, row)])
+    return counted

@@ -143,5 +143,5 @@ def score_paper_response(
 
 def _similarity(rows: Sequence[int], target: int, text_vectors: FloatArray, id_vectors: FloatArray) -> float:
     weights = place_weights(len(rows))
-    values = likeness(rows, target, text_vectors=text_vectors, id_vectors=id_vectors).tolist()
+    values = likeness([rows], [target], text_vectors=text_vectors, id_vectors=id_vectors)[0].tolist()
     return sum(w * s for w, s in zip(weights, values, strict=True)) / sum(weights)

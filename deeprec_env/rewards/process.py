@@ -102,26 +102,26 @@ class DistinctPreferences:
         if judged.newness is Newness.NEW:
             self.kept.append(preference)
             self.vectors.append(vector)
-            self.distance = capped_distance(self._dots, cap=self._cap)
         return judged
 
     def _judge(self, preference: str, vector: FloatArray, share: float) -> JudgedSearch:
         words = canonical_preference(preference)
         if not words:
-            return JudgedSearch(preference, Newness.NO_WORDS, new_share=share)
+            return JudgedSearch(preference, Newness.NO_WORDS, None, None, share)
         if words in self._asked:
-            return JudgedSearch(preference, Newness.SAME_WORDS, self._asked[words], new_share=share)
+            return JudgedSearch(preference, Newness.SAME_WORDS, self._asked[words], None, share)
         if share == 0.0 or share < self._min_new_share:
-            return JudgedSearch(preference, Newness.FEW_NEW_CANDIDATES, new_share=share)
+            return JudgedSearch(preference, Newness.FEW_NEW_CANDIDATES, None, None, share)
         self._asked[words] = preference
         if not self.kept:
-            return JudgedSearch(preference, Newness.NEW, new_share=share)
+            return JudgedSearch(preference, Newness.NEW, None, None, share)
         dots = [float(vector.dot(other)) for other in self.vectors]
         nearest = max(dots)
-        if nearest < self._near_duplicate:
-            self._dots += dots
-            return JudgedSearch(preference, Newness.NEW, None, nearest, share)
-        return JudgedSearch(preference, Newness.NEAR, self.kept[dots.index(nearest)], nearest, share)
+        if nearest >= self._near_duplicate:
+            return JudgedSearch(preference, Newness.NEAR, self.kept[dots.index(nearest)], nearest, share)
+        self._dots += dots
+        self.distance = capped_distance(self._dots, cap=self._cap)
+        return JudgedSearch(preference, Newness.NEW, None, nearest, share)
 
 
 def invocation_reward(num_searches: int, config: RewardConfig) -> float:

@@ -1,4 +1,5 @@
 import math
+import pickle
 from fractions import Fraction
 
 import pytest
@@ -9,7 +10,7 @@ from deeprec_env.config import GameConfig, build_game_config
 from deeprec_env.episode import Episode
 from deeprec_env.errors import EpisodeEnded
 from deeprec_env.game import Game
-from deeprec_env.protocol import SPECIAL_TOKENS, render_recommend, render_search
+from deeprec_env.protocol import SPECIAL_TOKENS, CutAction, MalformedReason, render_recommend, render_search
 from deeprec_env.world import World
 from tests.fakes import FakeEncoder, FakeRetriever, build_fake_world
 
@@ -200,3 +201,15 @@ def test_compact_prompt_is_short(world: World) -> None:
     prompt = Game(world, GameConfig(prompt_style="compact", max_history=10)).start(0, "test").prompt
     assert prompt.endswith("\nAssistant:\n<think>\n")
     assert len(prompt.split()) < 120
+
+
+@pytest.mark.parametrize("reason", [MalformedReason.TURN_TOKENS, MalformedReason.EPISODE_TOKENS])
+def test_a_text_that_was_cut_off_truncates(world: World, reason: MalformedReason) -> None:
+    game = Game(world)
+    episode = game.start(0)
+    assert not game.step([episode], [CutAction(render_search("noir"), reason)])[0].truncated  # it had acted
+    result = game.step([episode], [CutAction("They like <|begin_of_preference|> no", reason)])[0]
+    assert (result.terminated, result.truncated, result.reward) == (False, True, -1.0)
+    assert result.info["malformed_reason"] == str(reason)
+    copy = pickle.loads(pickle.dumps(CutAction("x", reason)))
+    assert (copy, copy.reason) == ("x", reason)

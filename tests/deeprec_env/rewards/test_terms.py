@@ -7,7 +7,7 @@ import pytest
 
 from deeprec_env.rewards import process
 from deeprec_env.rewards.config import PRESETS, TERMS, RewardConfig, build_reward_config
-from deeprec_env.rewards.outcome import build_outcome, hit_reward, likeness, mean_similarity, place_weights
+from deeprec_env.rewards.outcome import build_outcome, hit_reward, likeness, mean_similarities, place_weights
 
 CONFIG = PRESETS["strict"]
 TITLES = {"a": (1,), "b": (2,), "twin": (3, 4), "c": (5,)}
@@ -84,7 +84,7 @@ def test_progress_potential() -> None:
 def test_likeness_is_the_mean_of_dot_and_cosine() -> None:
     text = np.array([[0, 0], [1, 0], [0.6, 0.8]], dtype=np.float32)
     ids = np.array([[0, 0], [2, 0], [0, 3]], dtype=np.float32)
-    values = likeness([1, 2, 0], 1, text_vectors=text, id_vectors=ids)
+    (values,) = likeness([[1, 2, 0]], [1], text_vectors=text, id_vectors=ids)
     assert values == pytest.approx([(1 + 1) / 2, (0.6 + 0) / 2, 0.0])
 
 
@@ -94,11 +94,21 @@ def test_similarity_weighs_early_places_more() -> None:
     text[1:] = (1, 0)
     ids = text.copy()
     weights = 1 + 0.75**2 + 0.5**2 + 0.25**2
-    first = mean_similarity(_outcome(["a", "x", "x", "x"]), 2, text_vectors=text, id_vectors=ids)
-    last = mean_similarity(_outcome(["x", "x", "x", "a"]), 2, text_vectors=text, id_vectors=ids)
+    early, late = _outcome(["a", "x", "x", "x"]), _outcome(["x", "x", "x", "a"])
+    first, last = mean_similarities([early, late], [2, 2], text_vectors=text, id_vectors=ids)
     assert (first, last) == (pytest.approx(1 / weights), pytest.approx(0.25**2 / weights))
     text[1] = (-1, 0)
-    assert mean_similarity(_outcome(["a"]), 2, text_vectors=text, id_vectors=-ids) >= 0.0
+    assert mean_similarities([_outcome(["a"])], [2], text_vectors=text, id_vectors=-ids)[0] >= 0.0
+
+
+def test_likeness_does_not_depend_on_the_company() -> None:
+    rng = np.random.default_rng(0)
+    text, ids = rng.normal(size=(50, 384)).astype(np.float32), rng.normal(size=(50, 64)).astype(np.float32)
+    rows, targets = rng.integers(1, 50, size=(70, 10)).tolist(), rng.integers(1, 50, size=70).tolist()
+    together = likeness(rows, targets, text_vectors=text, id_vectors=ids)
+    for row, target, values in zip(rows, targets, together, strict=True):
+        alone = likeness([row], [target], text_vectors=text, id_vectors=ids)
+        np.testing.assert_array_equal(alone[0], values)
 
 
 def test_every_weight_switches_its_term() -> None:
