@@ -23,7 +23,8 @@ class Prepare:
 
     dataset: Positional[str]
     """ml-100k, ml-1m, ml-20m, ml-32m, amazon or amazon-2018 (with --category), deeprec:DIR (the original layout),
-    recbole:DIR (atomic files), ids:FILE (a line a user), or csv (with --interactions and --items)."""
+    recbole:DIR (atomic files), ids:FILE (a line a user), csv (with --interactions and --items), or the name by which an
+    installed package brings one."""
     category: str | None = None
     """The category of the Amazon reviews, e.g. Video_Games."""
     interactions: Path | None = None

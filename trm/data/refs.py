@@ -10,12 +10,24 @@ import difflib
 import os
 import re
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
 DATASET_NAMES = ("sample", "ml-100k", "ml-1m", "ml-20m", "ml-32m", "amazon", "amazon-2018")
 WITH_CATEGORY = ("amazon", "amazon-2018")
 SOURCES = {"deeprec": "DIR", "recbole": "DIR", "ids": "FILE", "csv": "NAME"}
 """Data of one's own, named `source:what`: the original DeepRec layout, RecBole's atomic files, ids, two CSV files."""
+
+PLUGIN_GROUP = "deeprec.datasets"
+"""The entry points by which other packages bring data sets, see `trm.data.plugins`."""
+
+
+@cache
+def plugin_names() -> tuple[str, ...]:
+    """Return the names of the data sets that installed packages bring; built-in names are not among them."""
+    found = {point.name for point in entry_points(group=PLUGIN_GROUP)}
+    return tuple(sorted(found - {*DATASET_NAMES, *SOURCES}))
 
 
 def data_home() -> Path:
@@ -35,7 +47,7 @@ class DatasetRef:
     """The name of a data set: `DatasetRef("ml-100k")`, `("amazon", "Video_Games")`, `("deeprec:../data/Games")`."""
 
     name: str
-    """One of DATASET_NAMES, or one of SOURCES and what it reads, with a colon between."""
+    """One of DATASET_NAMES, one of SOURCES and what it reads, with a colon between, or what a package brings."""
     category: str | None = None
     """For those of WITH_CATEGORY only: as in the names of the raw files."""
 
@@ -48,11 +60,12 @@ class DatasetRef:
         if self.source is not None:
             if not self._slug:
                 raise ValueError(f"expected {self.source}:{SOURCES[self.source]}, got {self.name!r}")
-        elif self.name not in DATASET_NAMES:
-            close = difflib.get_close_matches(self.name, DATASET_NAMES, n=1, cutoff=0.4)
+        elif self.name not in DATASET_NAMES and self.plugin is None:
+            known = (*DATASET_NAMES, *plugin_names())
+            close = difflib.get_close_matches(self.name, known, n=1, cutoff=0.4)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             own = ", ".join(f"{source}:{what}" for source, what in SOURCES.items())
-            raise ValueError(f"expected a data set in {DATASET_NAMES} or {own}, got {self.name!r}{hint}")
+            raise ValueError(f"expected a data set in {known} or {own}, got {self.name!r}{hint}")
         if self.name in WITH_CATEGORY:
             if not self.category or not re.fullmatch(r"\w+", self.category):
                 raise ValueError(
@@ -68,6 +81,12 @@ class DatasetRef:
         return source if colon and source in SOURCES else None
 
     @property
+    def plugin(self) -> str | None:
+        """The name by which an installed package brings it; None for all others."""
+        name = self.name.partition(":")[0]
+        return name if name not in (*DATASET_NAMES, *SOURCES) and name in plugin_names() else None
+
+    @property
     def path(self) -> Path | None:
         """Where the raw data of one's own stand; None where the name does not say it."""
         what = self.name.partition(":")[2]
@@ -78,6 +97,8 @@ class DatasetRef:
         """The name on disk, e.g. "ml-100k", "amazon-Video_Games" or "deeprec-Games"."""
         if self.source is not None:
             return f"{self.source}-{self._slug}"
+        if self.plugin is not None:
+            return f"{self.plugin}-{self._slug}" if self._slug else self.plugin
         return self.name if self.category is None else f"{self.name}-{self.category}"
 
     @property
