@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from agents.base import AgentError, EpisodeView
+from agents.base import AgentError, EngineError, EpisodeView
+from agents.grpo.drift import count_drift
 from agents.grpo.engines import Engine
 from agents.grpo.generation.base import (
     Completion,
@@ -24,15 +25,20 @@ from agents.grpo.generation.base import (
     streaming,
 )
 from agents.grpo.generation.hf import HFGenerator
+from agents.grpo.generation.stops import turn_stops
 from agents.grpo.policy import Policy, load_policy
-from agents.grpo.tokenizer import decode, encode, stop_token_ids
+from agents.grpo.tokenizer import decode, encode
 from agents.grpo.types import TokenTrace
+from deeprec_env.protocol import CutAction, MalformedReason
 
 if TYPE_CHECKING:
     from typing import Self
 
 POLICY_CARD = "policy.json"
 """Beside the weights: what the policy was trained on."""
+_GATHER = 16
+"""An environment step waits till one in so many of the episodes under way is answered: retrieval is cheaper for many at
+once, and the engine rests meanwhile. Few episodes are stepped one by one."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +109,11 @@ class LlmAgent:
         self._engine = streaming(generator)
         self._tokenizer = tokenizer
         self._max_context = max_context
-        self._params = SamplingParams(max_tokens, stop_token_ids(tokenizer), temperature)
+        stops = turn_stops(tokenizer)
+        self._params = SamplingParams(max_tokens, stops.ids, temperature, stops.strings)
         self._traces: dict[int, TokenTrace] = {}
-        self._full: list[int] = []
+        self._num_asked = 0
+        self._ready: list[tuple[int, str]] = []
 
     @classmethod
     def build(cls, path: str, *, temperature: float = 1.0, name: str | None = None, engine: str = "hf") -> Self:
@@ -147,7 +155,7 @@ class LlmAgent:
     ) -> Self:
         """Return the agent of a policy in memory, sampled by `generator` or else by transformers."""
         return cls(
-            generator or HFGenerator(policy.model),
+            generator or HFGenerator(policy.model, policy.tokenizer),
             policy.tokenizer,
             max_context=policy.max_length,
             max_tokens=card.max_tokens,
@@ -175,12 +183,16 @@ class LlmAgent:
         trace = self._traces.get(key)
         return None if trace is None else sum(trace.loss_mask)
 
+    def drift(self, key: int) -> int:
+        """Return how many tokens sampled under this key would be others, had the text been encoded again."""
+        return count_drift(self._tokenizer, self._traces[key])
+
     def forget(self) -> None:
         """Drop all traces; to be called between two calls of `play` whose traces are not wanted any more."""
         self._traces = {}
 
     def act(self, episodes: Sequence[EpisodeView]) -> list[str]:
-        """Return one sampled action an episode; "" where the context is full, which the environment calls malformed."""
+        """Return one sampled action an episode; a CutAction where a limit on tokens was hit, "" if no room was left."""
         self.submit(episodes)
         found: dict[int, str] = {}
         while len(found) < len(episodes):
@@ -195,16 +207,31 @@ class LlmAgent:
             if len(trace) < self._max_context:
                 requests.append(GenerationRequest(view.key, trace.context, _turn_seed(view)))
             else:
-                self._full.append(view.key)
+                trace.append_turn([], [], cut=True)
+                self._ready.append((view.key, CutAction("", MalformedReason.EPISODE_TOKENS)))
         if requests:
             self._engine.submit(requests, self._params)
+            self._num_asked += len(requests)
 
     def collect(self) -> list[tuple[int, str]]:
-        """Return key and action of the episodes that are answered, at least one of those that were submitted."""
-        full, self._full = self._full, []
-        answers = [(key, self._record(self._traces[key], None)) for key in full]
-        completions = [] if answers else self._engine.collect()
-        return answers + [(key, self._record(self._traces[key], completion)) for key, completion in completions]
+        """Return key and action of the episodes that are answered, at least one of those that were submitted.
+
+        Raises:
+            EngineError: if the engine lost some; the answers to others come with the next call.
+        """
+        wanted = max(1, self._num_asked // _GATHER)
+        while len(self._ready) < wanted:
+            try:
+                completions = self._engine.collect()
+            except EngineError as error:
+                self._num_asked -= len(error.keys)
+                raise
+            if not completions:
+                break
+            self._num_asked -= len(completions)
+            self._ready += [(key, self._record(self._traces[key], completion)) for key, completion in completions]
+        ready, self._ready = self._ready, []
+        return ready
 
     def _follow(self, view: EpisodeView) -> TokenTrace:
         """Return the episode's trace, brought up to the newest observation."""
@@ -216,15 +243,17 @@ class LlmAgent:
         trace.append_observation(encode(self._tokenizer, view.last_observation))
         return trace
 
-    def _record(self, trace: TokenTrace, completion: Completion | None) -> str:
-        if completion is None:
-            trace.append_turn([], [], cut=True)
-            return ""
+    def _record(self, trace: TokenTrace, completion: Completion) -> str:
+        """Append a completion, as far as there is room for it, and return its text."""
         room = self._max_context - len(trace)
         ids, logps = completion.ids[:room], completion.logps[:room]
-        cut = completion.finish is FinishReason.LENGTH or len(ids) < len(completion.ids)
-        trace.append_turn(ids, logps, cut=cut)
-        return decode(self._tokenizer, ids)
+        stopped = completion.finish is FinishReason.STOP and len(ids) == len(completion.ids)
+        trace.append_turn(ids, logps, cut=not stopped)
+        text = decode(self._tokenizer, ids)
+        if stopped:
+            return text
+        whole_turn = len(ids) == self._params.max_tokens
+        return CutAction(text, MalformedReason.TURN_TOKENS if whole_turn else MalformedReason.EPISODE_TOKENS)
 
 
 def _turn_seed(view: EpisodeView) -> int:

@@ -44,7 +44,7 @@ class Engine:
             AgentError: if vLLM is not installed or does not start.
         """
         if self.name == "hf":
-            return HFGenerator(policy.model)
+            return HFGenerator(policy.model, policy.tokenizer)
         if self._vllm is None:
             from agents.grpo.generation.vllm import VllmGenerator
 

@@ -10,6 +10,7 @@ from agents.base import AgentError
 from agents.grpo.types import Rollout, RolloutGroup
 from agents.llm_agent import LlmAgent
 from agents.play import play
+from deeprec_env.protocol import MalformedReason
 from trm.metrics import ndcg_at_k
 
 if TYPE_CHECKING:
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from deeprec_env.game import Game
 
 logger = logging.getLogger(__name__)
+LIMITS = (
+    MalformedReason.TURN_TOKENS,
+    MalformedReason.EPISODE_TOKENS,
+    MalformedReason.SEARCH_BUDGET,
+    MalformedReason.TEXT_BUDGET,
+)
+"""What truncates a rollout: tokens of a turn, tokens in all, turns, text; each is counted under its own name."""
 
 
 def collect_groups(
@@ -73,23 +81,29 @@ def _group(
 
 def _rollout(episode: Episode, agent: LlmAgent, key: int) -> Rollout:
     trace = agent.trace(key)
+    drift = agent.drift(key)
     return Rollout(
         trace=trace,
         turn_rewards=tuple(float(turn.reward) for turn in episode.turns),
-        metrics=rollout_metrics(episode, num_cut_turns=len(trace.cut_turns)),
+        metrics={
+            **rollout_metrics(episode),
+            "rollout/drift_tokens": float(drift),
+            "rollout/drift_rate": drift / max(1, sum(trace.loss_mask)),
+        },
         transcript=episode.transcript,
     )
 
 
-def rollout_metrics(episode: Episode, *, num_cut_turns: int = 0) -> dict[str, float]:
+def rollout_metrics(episode: Episode) -> dict[str, float]:
     """Return what is logged of an episode, `group/name` -> value."""
+    ended_by = episode.turns[-1].malformed_reason if episode.turns else None
     outcome = episode.outcome
     hit_rank = outcome.hit_rank if outcome is not None and episode.well_formed else 0
     metrics = {
         "rollout/num_searches": float(episode.num_searches),
         "rollout/format_ok_rate": float(episode.well_formed),
         "rollout/truncated_rate": float(episode.truncated),
-        "rollout/cut_turns": float(num_cut_turns),
+        **{f"rollout/truncated_{limit}": float(ended_by is limit) for limit in LIMITS},
         "rollout/hit_rate": float(hit_rank > 0),
         "rollout/pool_recall": float(episode.target_in_pool),
         "rollout/ndcg_at_10": _ndcg(hit_rank),

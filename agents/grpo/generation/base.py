@@ -12,7 +12,7 @@ class FinishReason(StrEnum):
     """Why an engine ended a completion."""
 
     STOP = "stop"
-    """A stop token was sampled; it is the last of the ids."""
+    """A stop token was sampled, or a token that completes a stop string; it is the last of the ids, and whole."""
     LENGTH = "length"
     """max_tokens were sampled."""
 
@@ -27,6 +27,9 @@ class SamplingParams:
     """Tokens that end a completion; they are kept in it."""
     temperature: float = 1.0
     """0 takes the likeliest token; its log-probability is still that of temperature 1."""
+    stop_strings: tuple[str, ...] = ()
+    """Texts that end a completion, for tokenizers that write them as several tokens. The token in which one ends is
+    kept whole, with whatever else it holds. The engine must know the tokenizer."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -38,6 +41,8 @@ class SamplingParams:
             raise ValueError(
                 f"expected max_tokens >= 1 and temperature >= 0, got {self.max_tokens} and {self.temperature}"
             )
+        if "" in self.stop_strings:
+            raise ValueError(f"expected stop_strings without an empty one, got {self.stop_strings!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.grpo.generation.base import Completion, FinishReason, GenerationRequest, SamplingParams
+from agents.grpo.generation.stops import StopWatch
 from agents.grpo.loss import token_logps
 
 _BLOCK = 64
@@ -89,13 +90,14 @@ class _Row:
 class HFGenerator:
     """A Generator around a causal model of transformers, which the trainer may update in place."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Build the engine.
 
         Args:
             model: shared, not copied; call `weights_changed` after each update of it.
+            tokenizer: decodes what is sampled, to find stop strings in it; wanted where there are any.
         """
-        self._model = model
+        self._model, self._tokenizer = model, tokenizer
         self._num_layers = int(model.config.num_hidden_layers)
         self._kept: dict[int, tuple[int, list[int]]] = {}
         self._cache = RowCache(self._num_layers, 0)
@@ -110,7 +112,7 @@ class HFGenerator:
         """Return one completion a request. Rows of the previous call whose context goes on are not computed again.
 
         Raises:
-            ValueError: if a context is empty.
+            ValueError: if a context is empty, or there are stop strings and no tokenizer.
         """
         if not requests:
             return []
@@ -120,6 +122,7 @@ class HFGenerator:
             return self._generate(requests, params)
 
     def _generate(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> list[Completion]:
+        watch = self._stop_watch(params)
         was_training = self._model.training
         self._model.eval()
         rows, cache = self._open_rows(requests, params)
@@ -128,7 +131,7 @@ class HFGenerator:
         """The row of `rows` that each row of the decoding batch stands for."""
         done: list[tuple[RowCache, list[int]]] = []
         while True:
-            self._sample(logits_BV, [rows[index] for index in live], params)
+            self._sample(logits_BV, [rows[index] for index in live], params, watch)
             active = [place for place, index in enumerate(live) if rows[index].finish is None]
             if not active:
                 break
@@ -140,6 +143,15 @@ class HFGenerator:
         self._keep(rows, [*done, (cache, live)])
         self._model.train(was_training)
         return [Completion(tuple(row.ids), tuple(row.logps), row.finish or FinishReason.STOP) for row in rows]
+
+    def _stop_watch(self, params: SamplingParams) -> StopWatch | None:
+        if not params.stop_strings:
+            return None
+        if self._tokenizer is None:
+            raise ValueError(
+                f"expected a tokenizer for stop strings, got None and {params.stop_strings!r}; give one to HFGenerator"
+            )
+        return StopWatch(self._tokenizer, params.stop_strings)
 
     def _open_rows(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> tuple[list[_Row], RowCache]:
         rows, sources = [], []
@@ -196,7 +208,7 @@ class HFGenerator:
         logits_BV: Tensor = self._model.get_output_embeddings()(hidden_BD)
         return logits_BV.float()
 
-    def _sample(self, logits_BV: Tensor, rows: Sequence[_Row], params: SamplingParams) -> None:
+    def _sample(self, logits_BV: Tensor, rows: Sequence[_Row], params: SamplingParams, watch: StopWatch | None) -> None:
         """Append one token to each row that has not ended."""
         ids_B = _pick(logits_BV, rows, params.temperature)
         logps_B = token_logps(logits_BV, ids_B)
@@ -205,7 +217,7 @@ class HFGenerator:
                 continue
             row.ids.append(token)
             row.logps.append(logp)
-            if token in params.stop_ids:
+            if token in params.stop_ids or (watch is not None and watch.completed(row.ids)):
                 row.finish = FinishReason.STOP
             elif len(row.ids) == params.max_tokens:
                 row.finish = FinishReason.LENGTH

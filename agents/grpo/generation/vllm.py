@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from agents.base import AgentError
+from agents.base import AgentError, EngineError
 from agents.grpo.generation.base import Completion, FinishReason, GenerationRequest, SamplingParams
 from agents.grpo.ranks import Ranks
 
@@ -50,6 +50,11 @@ if TYPE_CHECKING:
 
 _BATCHED_TOKENS = 8192
 """Tokens of one step of the engine, where prompts are not cut."""
+_CPU_BLOCK = 32
+"""Tokens of a block of the cache on CPUs, the least that its attention takes. vLLM's own choice is 128, and only whole
+blocks are found again: of a prompt of 300 tokens a third would be computed anew at each turn."""
+_FINISHED = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+"""How vLLM calls the ends that are a policy's; any other one is the engine's own trouble."""
 
 
 class WeightReceiver:
@@ -101,6 +106,7 @@ class VllmGenerator:
         if current_platform.is_cpu():
             # A prompt cut in two draws a token that is thrown away, and CPU generators cannot step back.
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_length, _BATCHED_TOKENS)}
+            options |= {"block_size": _CPU_BLOCK}
         if Ranks.current().size > 1:
             # One engine a rank, which knows of the others and does not wait for them.
             options["distributed_executor_backend"] = "external_launcher"
@@ -111,7 +117,10 @@ class VllmGenerator:
                 raise AgentError(f"vLLM did not start on {folder}: {error}") from error
         self._engine: Any = self._llm.llm_engine
         self._model: PreTrainedModel | None = None
+        self.reuses_prefixes = True
+        """Whether a request may skip what the prefix cache knows of its context; False is for comparisons."""
         self._keys: dict[str, int] = {}
+        self._ended: list[tuple[int, Completion]] = []
         self._num_requests = 0
 
     @classmethod
@@ -163,46 +172,79 @@ class VllmGenerator:
             self._num_requests += 1
             name = str(self._num_requests)
             (prompt,) = self._engine.renderer.render_cmpl([{"prompt_token_ids": list(request.ids)}])
-            self._engine.add_request(name, prompt, _translated(request, params))
+            self._engine.add_request(name, prompt, self._translated(request, params))
             self._keys[name] = request.key
 
     def collect(self) -> list[tuple[int, Completion]]:
-        """Return the key and completion of at least one request, as soon as one has ended; [] if none is pending."""
-        ended: list[tuple[int, Completion]] = []
-        while self._keys and not ended:
-            for output in self._engine.step():
-                if output.finished:
-                    ended.append((self._keys.pop(output.request_id), _completion(output.outputs[0])))
+        """Return the key and completion of at least one request, as soon as one has ended; [] if none is pending.
+
+        Raises:
+            EngineError: if the engine gave requests up; what others it has finished comes with the next call.
+        """
+        while self._keys and not self._ended:
+            lost: dict[int, str] = {}
+            if not self._engine.has_unfinished_requests():
+                lost = dict.fromkeys(self._keys.values(), "forgotten")
+                self._keys = {}
+            for output in self._engine.step() if self._keys else ():
+                if not output.finished:
+                    continue
+                key, answer = self._keys.pop(output.request_id), output.outputs[0]
+                if answer.finish_reason in _FINISHED:
+                    self._ended.append((key, _completion(answer)))
+                else:
+                    lost[key] = str(answer.finish_reason)
+            if lost:
+                reasons = ", ".join(sorted(set(lost.values())))
+                raise EngineError(f"vLLM gave up {len(lost)} requests ({reasons})", keys=list(lost))
+        ended, self._ended = self._ended, []
         return ended
 
     def generate(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> list[Completion]:
-        """Return one completion a request, when all have ended."""
+        """Return one completion a request, when all have ended.
+
+        Raises:
+            EngineError: if the engine gave some up; the others are given up with them.
+        """
         places = [GenerationRequest(place, request.ids, request.seed) for place, request in enumerate(requests)]
         self.submit(places, params)
         found: dict[int, Completion] = {}
         while len(found) < len(requests):
-            found.update(self.collect())
+            try:
+                found.update(self.collect())
+            except EngineError as error:
+                self._abandon()
+                raise EngineError(str(error), keys=[requests[place].key for place in error.keys]) from error
         return [found[place] for place in range(len(requests))]
 
+    def _abandon(self) -> None:
+        """Forget all that is under way."""
+        self._engine.abort_request(list(self._keys))
+        self._keys, self._ended = {}, []
 
-def _translated(request: GenerationRequest, params: SamplingParams) -> vllm.SamplingParams:
-    return vllm.SamplingParams(
-        max_tokens=params.max_tokens,
-        temperature=params.temperature,
-        seed=request.seed,
-        stop_token_ids=sorted(params.stop_ids),
-        ignore_eos=True,
-        logprobs=0,
-        detokenize=False,
-    )
+    def _translated(self, request: GenerationRequest, params: SamplingParams) -> vllm.SamplingParams:
+        return vllm.SamplingParams(
+            max_tokens=params.max_tokens,
+            temperature=params.temperature,
+            seed=request.seed,
+            stop_token_ids=sorted(params.stop_ids),
+            stop=list(params.stop_strings),
+            include_stop_str_in_output=bool(params.stop_strings),
+            ignore_eos=True,
+            logprobs=0,
+            # vLLM finds stop strings in the text of the tokens, tags that are special tokens included.
+            detokenize=bool(params.stop_strings),
+            skip_special_tokens=False,
+            spaces_between_special_tokens=False,
+            skip_reading_prefix_cache=not self.reuses_prefixes,
+        )
 
 
 def _completion(output: Any) -> Completion:
     """Return the ids with the log-probabilities that vLLM reports: raw, of temperature 1."""
     ids = tuple(output.token_ids)
     logps = tuple(step[token].logprob for token, step in zip(ids, output.logprobs, strict=True))
-    reason = FinishReason.STOP if output.finish_reason == "stop" else FinishReason.LENGTH
-    return Completion(ids, logps, reason)
+    return Completion(ids, logps, _FINISHED[output.finish_reason])
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Regex, Tokenizer, decoders, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agents.grpo.generation.base import Completion, FinishReason, GenerationRequest, Generator, SamplingParams
 from agents.grpo.generation.hf import HFGenerator
@@ -102,6 +103,42 @@ def test_it_stops_at_a_stop_token_or_at_the_limit(model: LlamaForCausalLM) -> No
         assert not any(stops[:-1])
         assert stops[-1] == (completion.finish is FinishReason.STOP)
         assert stops[-1] or len(completion.ids) == PARAMS.max_tokens
+
+
+def test_stop_strings_end_a_completion_with_the_token_that_completes_them(model: LlamaForCausalLM) -> None:
+    """The string spans tokens and ends inside one; what is sampled up to there is what is sampled without it."""
+    texts = [chr(ord("a") + token % 26) + ".." * (token % 2) for token in range(VOCAB)]
+    tokenizer = _tokenizer_of(texts)
+    free = SamplingParams(max_tokens=40, stop_ids=frozenset())
+    watched = SamplingParams(max_tokens=40, stop_ids=frozenset(), stop_strings=("..c", "e.", "zz"))
+    requests = _requests(_contexts(12))
+    whole = HFGenerator(model, tokenizer).generate(requests, free)
+    cut = HFGenerator(model, tokenizer).generate(requests, watched)
+    assert {one.finish for one in cut} >= {FinishReason.STOP}
+    for long, short in zip(whole, cut, strict=True):
+        count = len(short.ids)
+        assert short.ids == long.ids[:count]
+        np.testing.assert_allclose(short.logps, long.logps[:count], atol=1e-5)
+        written = ["".join(texts[token] for token in long.ids[:length]) for length in range(1, 41)]
+        hits = [place for place, text in enumerate(written, 1) if any(stop in text for stop in watched.stop_strings)]
+        assert count == (hits[0] if hits else 40)
+        assert short.finish is (FinishReason.STOP if hits else FinishReason.LENGTH)
+
+
+def test_stop_strings_want_a_tokenizer(model: LlamaForCausalLM) -> None:
+    params = SamplingParams(max_tokens=4, stop_ids=frozenset(), stop_strings=("x",))
+    with pytest.raises(ValueError, match="give one to HFGenerator"):
+        HFGenerator(model).generate(_requests(_contexts(1)), params)
+    with pytest.raises(ValueError, match="without an empty one"):
+        SamplingParams(max_tokens=4, stop_ids=frozenset(), stop_strings=("",))
+
+
+def _tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose token i decodes to texts[i]."""
+    names = [f"{token}:{text}" for token, text in enumerate(texts)]
+    tokenizer = Tokenizer(models.WordLevel({name: token for token, name in enumerate(names)}, unk_token=names[0]))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex(r"\d+:"), ""), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def test_temperature_zero_is_greedy(model: LlamaForCausalLM) -> None:

