@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,9 @@ class GameConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"expected {name} to be an integer of at least 1, got {value!r}")
+        for name in ("show_attributes", "exclude_history"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"expected {name} to be True or False, got {getattr(self, name)!r}")
         object.__setattr__(self, "reward", build_reward_config(self.reward))
 
     @property
@@ -65,8 +68,12 @@ class GameConfig:
         return self.reward
 
 
-def build_game_config(options: Mapping[str, Any]) -> GameConfig:
+def build_game_config(options: Mapping[str, Any], *, others: Sequence[str] = ()) -> GameConfig:
     """Return the configuration with these options.
+
+    Args:
+        options: fields of GameConfig.
+        others: further arguments that the caller takes, for the error to suggest.
 
     Raises:
         ValueError: if an option does not exist (the closest name is suggested) or its value is wrong.
@@ -74,5 +81,5 @@ def build_game_config(options: Mapping[str, Any]) -> GameConfig:
     names = [field.name for field in dataclasses.fields(GameConfig)]
     for name in options:
         if name not in names:
-            raise unknown_name("an option of the game", name, names)
+            raise unknown_name("an argument", name, [*others, *names])
     return GameConfig(**options)

@@ -20,6 +20,8 @@ from deeprec_env.users import UserOrder, chosen_user, select_users
 from deeprec_env.world import World, load_world
 
 RENDER_MODES = ("ansi", "human")
+ARGUMENTS = ("dataset", "split", "users", "category", "data_home", "auto_prepare", "world", "retriever", "render_mode")
+"""What an environment takes beside the fields of GameConfig."""
 
 
 def build_game(
@@ -38,7 +40,7 @@ def build_game(
         ValueError: if an option is unknown or wrong, or there is neither data set nor world.
         DatasetNotPrepared: if the data set is not at hand.
     """
-    config: GameConfig = build_game_config(options)
+    config: GameConfig = build_game_config(options, others=ARGUMENTS)
     if world is None:
         if dataset is None:
             raise ValueError("expected a dataset or a world, got neither; pass e.g. dataset='sample'")

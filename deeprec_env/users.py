@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from deeprec_env.world import World
 from trm.types import IntArray, RetrievalQuery
 
 _RANK_RANGE = re.compile(r"top(\d+)_(\d+)")
-_OPTIONS = ("user_id", "user_index")
+RESET_OPTIONS = ("user_id", "user_index")
 
 
 def select_users(world: World, users: str | Sequence[int], split: str) -> IntArray:
@@ -26,6 +26,7 @@ def select_users(world: World, users: str | Sequence[int], split: str) -> IntArr
 
     Raises:
         ValueError: if the name is none of these, an index does not exist, or no user is left.
+        TypeError: if it is neither a name nor a sequence of integers.
     """
     num_users = world.splits.num_users
     if isinstance(users, str):
@@ -33,12 +34,19 @@ def select_users(world: World, users: str | Sequence[int], split: str) -> IntArr
             world.user_subsets[users, split] = _named_users(world, users, split)
         chosen = world.user_subsets[users, split]
     else:
-        chosen = np.asarray(list(users), dtype=np.int64)
+        chosen = _user_indices(users)
         if chosen.size and not (chosen.min() >= 0 and chosen.max() < num_users):
             raise ValueError(f"expected user indices in 0..{num_users - 1}, got {chosen.min()}..{chosen.max()}")
     if chosen.size == 0:
         raise ValueError(f"expected users to name at least one user, got {users!r}")
     return chosen
+
+
+def _user_indices(users: Sequence[int]) -> IntArray:
+    indices = np.asarray(list(users)) if isinstance(users, Sequence) else np.asarray(users)
+    if indices.ndim != 1 or (indices.size and not np.issubdtype(indices.dtype, np.integer)):
+        raise TypeError(f"expected users to be 'all', a name such as 'top0_100', or user indices, got {users!r}")
+    return indices.astype(np.int64)
 
 
 def _named_users(world: World, users: str, split: str) -> IntArray:
@@ -66,17 +74,32 @@ def target_ranks(world: World, split: str) -> IntArray:
     return np.asarray(rank(queries, [example.target for example in examples]), dtype=np.int64)
 
 
+def check_options(options: object, known: Sequence[str]) -> None:
+    """Do nothing.
+
+    Raises:
+        TypeError: if the options of a reset are no mapping.
+        ValueError: if one of them is not among the known ones.
+    """
+    if not isinstance(options, Mapping):
+        raise TypeError(f"expected options of reset as a dict, such as {{'user_index': 3}}, got {options!r}")
+    for name in options:
+        if name not in known:
+            raise unknown_name("an option of reset", name, known)
+
+
 def chosen_user(world: World, options: dict[str, object] | None) -> int | None:
     """Return the user index that `reset(options=…)` asks for; None if it leaves the choice open.
 
     Raises:
         ValueError: if an option is unknown, both are given, or there is no such user.
+        TypeError: if the options are no mapping.
     """
+    if options is None:
+        return None
+    check_options(options, RESET_OPTIONS)
     if not options:
         return None
-    for name in options:
-        if name not in _OPTIONS:
-            raise unknown_name("an option of reset", name, _OPTIONS)
     if len(options) > 1:
         raise ValueError("expected user_id or user_index, got both; leave one out")
     if "user_id" in options:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -20,7 +21,7 @@ from deeprec_env.errors import unknown_name
 from deeprec_env.infos import Columns, VectorInfo, outcome_columns, put_columns, reset_columns, step_columns
 from deeprec_env.rendering import render_transcript
 from deeprec_env.spaces import TextSpace
-from deeprec_env.users import UserOrder, chosen_user, select_users
+from deeprec_env.users import RESET_OPTIONS, UserOrder, check_options, chosen_user, select_users
 from deeprec_env.world import World
 
 Texts = tuple[str, ...]
@@ -69,8 +70,8 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
             ValueError: if an argument is unknown or wrong.
             DatasetNotPrepared: if the data set is not at hand.
         """
-        if num_envs < 1:
-            raise ValueError(f"expected num_envs to be at least 1, got {num_envs}")
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
+            raise ValueError(f"expected num_envs to be an integer of at least 1, got {num_envs!r}")
         if split not in SPLITS:
             raise unknown_name("split", split, SPLITS)
         if render_mode not in (None, "ansi"):
@@ -84,7 +85,8 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
             world=world,
             retriever=retriever,
         )
-        self.num_envs = num_envs
+        self._spec: EnvSpec | None = None
+        self.num_envs = int(num_envs)
         self.split = split
         self.render_mode = render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
@@ -109,6 +111,17 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
         """The generator of each sub-environment."""
         return tuple(self._rng(place) for place in range(self.num_envs))
 
+    @property
+    def spec(self) -> EnvSpec | None:
+        """What `make_vec` made it from; goes through JSON, as the spec of a single environment does."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        if spec is not None and isinstance(mode := spec.kwargs.get("autoreset_mode"), AutoresetMode):
+            spec.kwargs["autoreset_mode"] = mode.value
+        self._spec = spec
+
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Texts, dict[str, Any]]:
@@ -120,9 +133,10 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
 
         Raises:
             ValueError: if a length does not fit, an option is unknown, or there is no such user.
-            TypeError: if the mask is not an array of bools.
+            TypeError: if the mask is not an array of bools, or the options are no mapping.
         """
         seeds = self._seeds(seed)
+        check_options(options or {}, (*RESET_OPTIONS, "reset_mask"))
         choices = dict(options or {})
         mask = self._mask(choices.pop("reset_mask", None))
         users = [chosen_user(self.game.world, chosen) for chosen in self._spread(choices)]
@@ -142,12 +156,14 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
         mode SAME_STEP it is started anew at once; its last texts are in `final_obs` and `final_info`.
 
         Raises:
-            TypeError: if an action is not a string.
+            TypeError: if the actions are no sequence, or one is not a string.
             ValueError: if there is not one action an environment.
             EpisodeEnded: in mode DISABLED, if an episode has ended and was not reset.
             ResetNeeded: if there was no reset yet.
         """
-        if isinstance(actions, str) or len(actions) != self.num_envs:
+        if isinstance(actions, str) or not isinstance(actions, Sequence | np.ndarray):
+            raise TypeError(f"expected a sequence of {self.num_envs} texts as actions, got {actions!r}")
+        if len(actions) != self.num_envs:
             raise ValueError(f"expected {self.num_envs} actions, one an environment, got {len(actions)}")
         episodes, places, starting = self._running(), list(range(self.num_envs)), []
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
@@ -222,6 +238,8 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
             return [None] * self.num_envs
         if isinstance(seed, int | np.integer):
             return [int(seed) + place for place in range(self.num_envs)]
+        if isinstance(seed, str) or not isinstance(seed, Sequence | np.ndarray):
+            raise TypeError(f"expected a seed or {self.num_envs} of them, got {seed!r}")
         if len(seed) != self.num_envs:
             raise ValueError(f"expected {self.num_envs} seeds, one an environment, got {len(seed)}")
         return list(seed)

@@ -167,9 +167,12 @@ def load_world(
             default $DEEPREC_RETRIEVER or the recommender in this process.
 
     Raises:
+        ValueError: if there is no such data set, or it has no categories and one is given.
         DatasetNotPrepared: if something is missing and may not, or cannot, be prepared.
         RetrieverError: if a retrieval service cannot be reached, or serves another recommender.
     """
+    if dataset == "sample" and category is not None:
+        raise ValueError(f"expected no category for the data set 'sample', got {category!r}; leave it out")
     home = data_home or os.environ.get("DEEPREC_HOME")
     source = retriever or os.environ.get(RETRIEVER_VARIABLE) or None
     key = (dataset, category, None if home is None else str(Path(home).expanduser().resolve()), source)

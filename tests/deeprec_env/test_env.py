@@ -120,6 +120,10 @@ def test_wrong_reset_options(world: World, options: dict, message: str) -> None:
         ({"stage": "record"}, "did you mean 'rec'"),
         ({"split": "validation"}, "'valid'"),
         ({"max_turn": 3}, "did you mean 'max_turns'"),
+        ({"splt": "test"}, "did you mean 'split'"),
+        ({"reward": {"hit_weigt": 1}}, "did you mean 'hit_weight'"),
+        ({"exclude_history": "no"}, "True or False"),
+        ({"render_mode": "humn"}, "did you mean 'human'"),
         ({"users": [12]}, r"0\.\.11"),
         ({"users": []}, "at least one"),
     ],
@@ -127,6 +131,19 @@ def test_wrong_reset_options(world: World, options: dict, message: str) -> None:
 def test_wrong_arguments(world: World, kwargs: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DeepRecEnv(world=world, **kwargs)
+
+
+@pytest.mark.parametrize("users", [3, 1.5, [1, "a"], [1.5], [[1], [2]]])
+def test_users_are_names_or_indices(world: World, users: Any) -> None:
+    with pytest.raises(TypeError, match="expected users to be 'all', a name such as 'top0_100', or user indices"):
+        DeepRecEnv(world=world, users=users)
+
+
+def test_arguments_that_do_not_fit_the_data_set(world: World) -> None:
+    with pytest.raises(ValueError, match="no category for the data set 'sample'"):
+        DeepRecEnv("sample", category="Video_Games")
+    with pytest.raises(TypeError, match=r"as a dict, such as \{'user_index': 3\}, got 3"):
+        DeepRecEnv(world=world).reset(options=3)  # type: ignore[arg-type]
 
 
 def test_api_misuse(world: World) -> None:

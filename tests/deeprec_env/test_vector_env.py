@@ -11,7 +11,7 @@ from deeprec_env.errors import EpisodeEnded
 from deeprec_env.protocol import render_search
 from deeprec_env.vector_env import DeepRecVectorEnv
 from deeprec_env.world import World
-from tests.fakes import FakeRetriever, build_fake_world
+from tests.fakes import FakeEncoder, FakeRetriever, build_fake_world
 
 MODES = list(AutoresetMode)
 
@@ -68,12 +68,15 @@ def test_make_vec_uses_it_silently(world: World) -> None:
     envs.close()
 
 
-def test_one_retriever_call_a_step(world: World) -> None:
-    envs = DeepRecVectorEnv(8, world=world)
+def test_one_call_of_retriever_and_encoder_a_step(world: World) -> None:
+    envs = DeepRecVectorEnv(8, world=world, stage="cold")
     envs.reset(seed=0)
     assert isinstance(world.retriever, FakeRetriever)
-    envs.step([render_search("noir")] * 8)
-    assert world.retriever.num_calls == 1
+    assert isinstance(world.encoder, FakeEncoder)
+    before = world.encoder.num_calls
+    for turn in range(2):
+        envs.step([render_search(f"noir {turn} {place}") for place in range(8)])
+    assert (world.retriever.num_calls, world.encoder.num_calls - before) == (2, 2)
 
 
 def test_final_observation_in_same_step(world: World) -> None:
@@ -117,8 +120,12 @@ def test_disabled_mode_wants_a_reset(world: World) -> None:
         (lambda env: env.reset(options={"user_index": [1, 2, 3]}), ValueError, "2 of them"),
         (lambda env: env.reset(options={"reset_mask": [True, True]}), TypeError, "bools"),
         (lambda env: env.reset(options={"reset_mask": np.zeros(2, dtype=bool)}), ValueError, "True"),
-        (lambda env: env.step("ab"), ValueError, "2 actions"),
+        (lambda env: env.step("ab"), TypeError, "2 texts"),
         (lambda env: env.step(["a"]), ValueError, "2 actions"),
+        (lambda env: env.step({0: "a", 1: "b"}), TypeError, "2 texts"),
+        (lambda env: env.reset(seed="ab"), TypeError, "2 of them"),
+        (lambda env: env.reset(options={"reset_msk": 1}), ValueError, "did you mean 'reset_mask'"),
+        (lambda env: env.reset(options=[1]), TypeError, "as a dict"),
     ],
 )
 def test_misuse(world: World, call: Any, error: type[Exception], message: str) -> None:
@@ -129,8 +136,9 @@ def test_misuse(world: World, call: Any, error: type[Exception], message: str) -
 def test_wrong_arguments(world: World) -> None:
     with pytest.raises(ValueError, match="did you mean 'SameStep'"):
         DeepRecVectorEnv(2, world=world, autoreset_mode="SameStp")
-    with pytest.raises(ValueError, match="at least 1"):
-        DeepRecVectorEnv(0, world=world)
+    for num_envs in (0, 2.5, True):
+        with pytest.raises(ValueError, match="num_envs to be an integer of at least 1"):
+            DeepRecVectorEnv(num_envs, world=world)  # type: ignore[arg-type]
 
 
 def test_async_without_shared_memory(world: World) -> None:
