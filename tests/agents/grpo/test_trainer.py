@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.base import AgentError
 from agents.grpo.batch import build_batch
@@ -155,6 +156,24 @@ def test_a_step_reports_what_the_design_lists_and_moves_the_policy(
     assert any(group.has_signal for group in groups)
     assert metrics["loss/logp_difference_max"] < 0.5
     assert any(not torch.equal(before[name], tensor) for name, tensor in policy.model.state_dict().items())
+
+
+def test_tensorboard_has_the_scalars_and_three_transcripts(game: Game, warm_policy: Path, tmp_path: Path) -> None:
+    trainer = GrpoTrainer(load_policy(warm_policy), dataclasses.replace(GRPO, num_steps=1), _setup(game, tmp_path))
+    trainer.run(progress=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (record,) = read_metrics(tmp_path / METRICS_FILE)
+    assert {"rollout/pool_recall", "rollout/ranking_loss", "time/generate_s"} <= set(events.Tags()["scalars"])
+    assert set(events.Tags()["scalars"]) == {name for name in record if "/" in name}
+    rewards = []
+    for name in ("worst", "median", "best"):
+        (event,) = events.Tensors(f"transcript/{name}/text_summary")
+        text = event.tensor_proto.string_val[0].decode()
+        assert "<think>" in text
+        rewards.append(float(text.split("reward ")[1].split(";")[0]))
+    assert rewards == sorted(rewards)
+    assert rewards[0] < rewards[2]
 
 
 def test_on_policy_logps_of_engine_and_trainer_agree(game: Game, warm_policy: Path, tmp_path: Path) -> None:

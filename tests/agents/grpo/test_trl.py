@@ -14,7 +14,10 @@ pytest.importorskip("trl", reason="TRL, the oracle, is not installed")
 
 # In a process of its own: importing TRL takes a while, warns, and leaves states behind.
 _PROGRAM = """
-import json, torch
+import importlib.util, json, torch
+find_spec = importlib.util.find_spec
+# TRL imports vLLM where there is one, which takes longer than all the rest.
+importlib.util.find_spec = lambda name, *rest: None if name == "vllm" else find_spec(name, *rest)
 from benchmarks.grpo import LOSS_TYPES, SIZES, compare_gradients, draw_groups
 torch.set_num_threads(1)
 SIZES["tiny"] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
