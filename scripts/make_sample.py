@@ -136,8 +136,7 @@ def _train(dataset: Dataset, out: Path) -> None:
     from trm.train import TrainConfig, train_trm
 
     with tempfile.TemporaryDirectory() as draft:
-        config = TrainConfig(dropout=0.2)
-        metrics = train_trm(dataset, HashingEncoder(256), config, out=Path(draft) / "trm", progress=False)
+        metrics = train_trm(dataset, HashingEncoder(256), TrainConfig(), out=Path(draft) / "trm", progress=False)
         _log.info("%s", render_metrics(metrics))
         shutil.rmtree(out, ignore_errors=True)
         load_frozen(Path(draft) / "trm").save(out)

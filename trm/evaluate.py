@@ -170,10 +170,12 @@ A sequential recommendation model that also takes a preference in words. Written
 `trm.npz` beside this file are what `trm.frozen.load_frozen` reads, `metrics.json` holds the figures below.
 
 - Trained on each user's interactions but the last two; the best of {training["epochs"]} epochs (number
-  {training["best_epoch"]}) by validation NDCG@10, {training["seconds"]:.0f} s in all.
+  {training["best_epoch"]}) by validation NDCG@10, the geometric mean over all kinds of preference;
+  {training["seconds"]:.0f} s in all, {training["encoding_seconds"]:.0f} s of it on texts before the first epoch.
 - Texts are encoded by `{training["text_encoder"]}`; a query needs the same encoder.
 - Preferences: *vague* names the history's commonest attributes, *one* a single attribute of the target, *informative*
   all of them (an upper bound: it knows the target), *other* those of a random item. Their wordings were not trained on.
+  Where the catalogue has few attributes, keyphrases that several titles share count as attributes.
 - Knows the items of this catalogue only, and nothing of who likes what beyond this data set.
 
 ```

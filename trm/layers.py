@@ -1,4 +1,4 @@
-"""The transformer of the TRMs and the mixture-of-experts adaptor, under the published names; fusion and gate of `steer`.
+"""The transformer of the TRMs and the mixture-of-experts adaptor, under the published names; `steer`'s fusion and gate.
 
 Shapes: B batch, L positions, D width, H heads, K width of a head, P text dimension, E experts.
 """
@@ -157,8 +157,12 @@ class Fusion(nn.Module):
 
 
 class Gate(nn.Module):
-    """How far a preference is to be trusted: the log-odds of its query's ranking against the history's own."""
+    """How far a preference is to be trusted: what is added to the logits of its query's ranking.
 
+    At first little: a gate that trusts all from the start leaves its query to learn how to hedge, and never comes back.
+    """
+
+    first_trust = -2.0
     num_cosines = 4
     """own and fused query, own query and preference, fused query and preference, profile and preference."""
 
@@ -169,7 +173,7 @@ class Gate(nn.Module):
         self.linear_1 = nn.Linear(num_features, hidden_dim)
         self.linear_2 = nn.Linear(hidden_dim, 1)
         nn.init.zeros_(self.linear_2.weight)
-        nn.init.zeros_(self.linear_2.bias)
+        nn.init.constant_(self.linear_2.bias, self.first_trust)
 
     def forward(self, own: Tensor, fused: Tensor, preference: Tensor, profile: Tensor) -> Tensor:
         """Return float [...]; no gradient reaches the inputs.

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 from tqdm import tqdm
 
 from trm.data.dataset import Dataset
@@ -43,6 +44,9 @@ CARD_FILE = "MODEL_CARD.md"
 _CHECKPOINT = "checkpoint.pt"
 _MAX_LOGITS = 64_000_000
 """Bounds positions * items of a step, a quarter of a gigabyte of logits."""
+_LEAST_STEPS = 50
+"""An epoch of a small data set has about so many, down to batches of _LEAST_BATCH windows."""
+_LEAST_BATCH = 8
 
 _log = logging.getLogger(__name__)
 
@@ -57,23 +61,28 @@ class TrainConfig:
     num_heads: int = 2
     hidden_dim: int = 256
     max_history: int = 10
-    dropout: float = 0.3
+    dropout: float = 0.2
     text_dropout: float = 0.2
     temperature: float = 0.07
     mix: PreferenceMix = field(default_factory=PreferenceMix)
     learning_rate: float = 4e-3
-    weight_decay: float = 0.01
     """The peak; see warmup."""
+    gate_learning_rate: float = 1.2e-3
+    """The same of the gate, which saturates at the rate of the rest."""
+    weight_decay: float = 0.01
+    hindsight: float = 0.1
+    """Weight of the loss that tells the gate which ranking would have been the better one."""
     warmup: float = 0.05
     """Share of max_epochs over which the learning rate rises; after it the rate falls along a cosine."""
     batch_size: int = 64
-    """Windows a step."""
+    """Windows a step; fewer where an epoch would have too few steps, or the catalogue is huge."""
     max_positions: int = 200_000
     """An epoch sees about this many positions at most."""
-    max_epochs: int = 20
+    max_epochs: int = 16
     patience: int = 8
     """Epochs without a better validation score after which training stops."""
-    max_valid_users: int = 5_000
+    max_valid_users: int = 1_000
+    """Validation asks for each of them once a kind of preference."""
 
 
 def train_trm(
@@ -119,6 +128,9 @@ def train_trm(
         "best_epoch": run.best_epoch,
         "best_valid_score": run.best_score,
         "seconds": round(run.seconds + time.perf_counter() - started - run.seconds_here, 1),
+        "encoding_seconds": round(run.encoding_seconds, 1),
+        "epoch_seconds": round(run.seconds / run.epoch, 1),
+        "seconds_to_best_epoch": round(run.encoding_seconds + run.seconds / run.epoch * run.best_epoch, 1),
         "config": asdict(config),
         "text_encoder": encoder.name,
     }
@@ -142,6 +154,7 @@ class _Run:
     def __init__(self, dataset: Dataset, encoder: TextEncoder, config: TrainConfig, *, folder: Path) -> None:
         self.folder = folder
         self._dataset, self._encoder, self._config = dataset, encoder, config
+        began = time.perf_counter()
         _log.info("encoding the texts of %d items and the training preferences", dataset.catalog.num_items)
         texts = item_text_vectors(dataset, encoder)
         self._data = TrainingData(dataset, encoder, mix=config.mix, max_history=config.max_history, seed=config.seed)
@@ -149,13 +162,19 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self._model = SteerTRM(_architecture(dataset, encoder, config), texts)
+        gate = list(self._model.gate.parameters())
+        others = [parameter for name, parameter in self._model.named_parameters() if not name.startswith("gate.")]
         self._optimizer = torch.optim.AdamW(
-            self._model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            [{"params": others, "peak": config.learning_rate}, {"params": gate, "peak": config.gate_learning_rate}],
+            weight_decay=config.weight_decay,
         )
         self._valid = split_examples(dataset, "valid", max_users=config.max_valid_users, seed=config.seed)
         self._valid_texts = {
             kind: preference_texts(dataset, self._valid, kind=kind, seed=config.seed) for kind in KINDS
         }
+        encoder.encode([text for texts in self._valid_texts.values() for text in texts])  # kept by a cached encoder
+        self.encoding_seconds = time.perf_counter() - began
+        """Spent before the first epoch, nearly all on texts; less where a cache holds them."""
         self.epoch = 0
         self.best_epoch = 0
         self.best_score = -math.inf
@@ -176,7 +195,9 @@ class _Run:
         config = self._config
         rng = np.random.default_rng([config.seed, 1, self.epoch])
         batch_size = min(
-            config.batch_size, max(1, _MAX_LOGITS // (config.max_history * self._dataset.catalog.num_items))
+            config.batch_size,
+            max(_LEAST_BATCH, self._data.num_windows // _LEAST_STEPS),
+            max(1, _MAX_LOGITS // (config.max_history * self._dataset.catalog.num_items)),
         )
         losses: list[dict[str, float]] = []
         with torch.random.fork_rng(devices=[]):
@@ -189,6 +210,7 @@ class _Run:
         self.epoch += 1
         frozen = self._model.export(encoder_name=self._encoder.name)
         retriever = TRMRetriever(frozen, self._encoder)
+        # A model that is deaf, or believes all that it is told, is bad at one kind, and a geometric mean shows it.
         ndcg = {kind: self._validate(retriever, kind) for kind in KINDS}
         score = float(np.prod(list(ndcg.values())) ** (1 / len(ndcg)))
         if score > self.best_score:
@@ -215,7 +237,7 @@ class _Run:
         The history's own ranking learns from every position. Where there is a preference the mixture of both rankings
         learns too, in which the own one is given: no preference changes what an empty one gets.
         """
-        model = self._model
+        model, config = self._model, self._config
         targets_BL = torch.from_numpy(batch.targets)
         present_BL = targets_BL > 0
         items_BL, rows_M = torch.from_numpy(batch.items), torch.from_numpy(batch.preference_rows)[present_BL]
@@ -238,14 +260,14 @@ class _Run:
             mass_X = logits_XN.logsumexp(dim=-1)
             profiles_XD = profiles_of(items_BL, texts_ND.detach())[present_BL][asked_M]
             trust_X = model.gate(own_MD[asked_M], fused_XD, preferences_XD, profiles_XD)
-            log_prob_X = mixture_log_prob(
-                own_log_prob_M[asked_M].detach(),
-                logits_XN.gather(1, columns_M1[asked_M])[:, 0] - mass_X,
-                log_odds_M=trust_X + mass_X - own_mass_M[asked_M].detach(),
-            )
-            mixture_loss = -log_prob_X.mean()
-            losses["loss/mixture"] = float(mixture_loss.detach())
-            loss = own_loss + mixture_loss
+            own_log_prob_X = own_log_prob_M[asked_M].detach()
+            log_prob_X = logits_XN.gather(1, columns_M1[asked_M])[:, 0] - mass_X
+            log_odds_X = trust_X + mass_X - own_mass_M[asked_M].detach()
+            mixture_loss = -mixture_log_prob(own_log_prob_X, log_prob_X, log_odds_M=log_odds_X).mean()
+            better_X = torch.sigmoid(log_prob_X.detach() - own_log_prob_X)
+            gate_loss = functional.binary_cross_entropy_with_logits(log_odds_X, better_X)
+            losses |= {"loss/mixture": float(mixture_loss.detach()), "loss/gate": float(gate_loss.detach())}
+            loss = own_loss + mixture_loss + config.hindsight * gate_loss
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -260,7 +282,7 @@ class _Run:
         else:
             factor = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
         for group in self._optimizer.param_groups:
-            group["lr"] = self._config.learning_rate * factor
+            group["lr"] = group["peak"] * factor
 
     def _validate(self, retriever: TRMRetriever, kind: PreferenceKind) -> float:
         """Return the mean NDCG@10 on the validation targets, history left in."""

@@ -90,11 +90,11 @@ def test_a_mixture_by_hand():
     torch.testing.assert_close(never, own)
 
 
-def test_a_new_gate_is_told_nothing_and_says_nothing():
+def test_a_new_gate_trusts_little_whatever_it_is_told_and_sends_no_gradient_back():
     gate = Gate(8, hidden_dim=12, eps=1e-8)
     vectors = [torch.randn(5, 8, requires_grad=True) for _ in range(4)]
     odds = gate(*vectors)
-    assert (odds == 0).all()
+    assert (odds == Gate.first_trust).all()
     torch.nn.init.ones_(gate.linear_2.weight)
     gate(*vectors).sum().backward()
     assert all(vector.grad is None for vector in vectors)
