@@ -201,6 +201,8 @@ class LlmAgent:
 
     def submit(self, episodes: Sequence[EpisodeView]) -> None:
         """Ask for an action of each episode; see `collect`."""
+        if any(view.key == 0 and view.num_turns == 0 for view in episodes):
+            self._abandon()
         requests = []
         for view in episodes:
             trace = self._follow(view)
@@ -232,6 +234,12 @@ class LlmAgent:
             self._ready += [(key, self._record(self._traces[key], completion)) for key, completion in completions]
         ready, self._ready = self._ready, []
         return ready
+
+    def _abandon(self) -> None:
+        """Give up what a call of `play` that broke down has left behind: keys start anew with each call."""
+        if self._num_asked or self._ready:
+            self._engine.abandon()
+            self._num_asked, self._ready = 0, []
 
     def _follow(self, view: EpisodeView) -> TokenTrace:
         """Return the episode's trace, brought up to the newest observation."""

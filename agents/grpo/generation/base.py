@@ -89,7 +89,15 @@ class StreamingGenerator(Generator, Protocol):
         ...
 
     def collect(self) -> list[tuple[int, Completion]]:
-        """Return key and completion of at least one request, as soon as one has ended; [] if none is under way."""
+        """Return key and completion of at least one request, as soon as one has ended; [] if none is under way.
+
+        Raises:
+            EngineError: if some are lost; what others have ended comes with the next call.
+        """
+        ...
+
+    def abandon(self) -> None:
+        """Give up all that is under way; nothing of it is ever collected."""
         ...
 
 
@@ -120,6 +128,10 @@ class Barrier:
             raise ValueError(f"expected the sampling of the requests that wait, {self._params}, got {params}")
         self._waiting.extend(requests)
         self._params = params
+
+    def abandon(self) -> None:
+        """Forget the requests that wait."""
+        self._waiting = []
 
     def collect(self) -> list[tuple[int, Completion]]:
         """Return the completions of all that wait, by key."""

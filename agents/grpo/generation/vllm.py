@@ -213,12 +213,12 @@ class VllmGenerator:
             try:
                 found.update(self.collect())
             except EngineError as error:
-                self._abandon()
+                self.abandon()
                 raise EngineError(str(error), keys=[requests[place].key for place in error.keys]) from error
         return [found[place] for place in range(len(requests))]
 
-    def _abandon(self) -> None:
-        """Forget all that is under way."""
+    def abandon(self) -> None:
+        """Give up all that is under way; nothing of it is ever collected."""
         self._engine.abort_request(list(self._keys))
         self._keys, self._ended = {}, []
 

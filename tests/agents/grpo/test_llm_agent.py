@@ -178,6 +178,9 @@ class LosingGenerator(ScriptedGenerator):
     def submit(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> None:
         self._pending += [(request, params) for request in requests]
 
+    def abandon(self) -> None:
+        self._pending = []
+
     def collect(self) -> list[tuple[int, Completion]]:
         if not self._pending:
             return []

@@ -21,6 +21,7 @@ from agents.play import play
 from deeprec_env.game import Game
 from deeprec_env.protocol import render_recommend, render_search
 from tests.agents.grpo.worlds import ScriptedGenerator, build_game, build_tiny_policy
+from trm.errors import RetrieverUnavailable
 
 SCRIPT = [render_search("", reasoning="First."), render_recommend(["Iron Engine", "Twins"], reasoning="So.")]
 
@@ -33,6 +34,9 @@ class ShuffledGenerator(ScriptedGenerator):
         self._rng = np.random.default_rng(0)
         self._pending: list[tuple[GenerationRequest, SamplingParams]] = []
         self.most_pending = 0
+
+    def abandon(self) -> None:
+        self._pending = []
 
     def submit(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> None:
         self._pending.extend((request, params) for request in requests)
@@ -90,6 +94,29 @@ def test_a_streaming_engine_is_asked_as_episodes_become_ready(game: Game, policy
         assert agent.trace(key).num_turns == 2
 
 
+def test_what_a_broken_call_left_in_the_engine_is_not_taken_for_the_next_ones(game: Game, policy: Policy) -> None:
+    """The retriever fails while other episodes are being sampled; then the same agent plays again."""
+    generator = ShuffledGenerator(policy.tokenizer, SCRIPT)
+    agent = LlmAgent(generator, policy.tokenizer, max_context=512, max_tokens=100)
+    users, retriever = list(range(6)), game.world.retriever
+    game.world.retriever = _Down()  # type: ignore[assignment]
+    try:
+        with pytest.raises(RetrieverUnavailable):
+            play(game, agent, users, split="train")
+    finally:
+        game.world.retriever = retriever
+    assert generator._pending
+    generator.weights_changed()  # the script from its beginning
+    again = play(game, agent, users[3:], split="train")
+    assert [episode.num_searches for episode in again] == [1, 1, 1]
+    assert not generator._pending
+
+
+class _Down:
+    def retrieve(self, queries: object) -> object:
+        raise RetrieverUnavailable("no answer in 3 attempts")
+
+
 def test_an_engine_without_streaming_waits_for_all(policy: Policy) -> None:
     plain = ScriptedGenerator(policy.tokenizer, SCRIPT)
     generator = streaming(plain)
@@ -101,6 +128,9 @@ def test_an_engine_without_streaming_waits_for_all(policy: Policy) -> None:
     with pytest.raises(ValueError, match="wait"):
         generator.submit([GenerationRequest(3, [5], 0)], SamplingParams(50, frozenset({1})))
     assert [key for key, _ in generator.collect()] == [1, 2]
+    assert generator.collect() == []
+    generator.submit([GenerationRequest(1, [5], 0)], params)
+    generator.abandon()
     assert generator.collect() == []
 
 
