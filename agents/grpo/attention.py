@@ -189,8 +189,9 @@ def packed_options(packing: Packing, *, share_prefixes: bool) -> dict[str, Any]:
     device = packing.ids_U.device
     options: dict[str, Any] = {"position_ids": packing.positions_U[None]}
     if share_prefixes:
-        # A mask of four dimensions is handed on as it is; else one of U x U would be made.
-        return {**options, "packing": packing, "attention_mask": torch.zeros((1, 1, 1, 1), device=device)}
+        # A mask of four dimensions is handed on as it is; else one of U x U would be made. A model that lost the
+        # packing on the way would use it, and have a loss that is not a number rather than a wrong one.
+        return {**options, "packing": packing, "attention_mask": torch.full((1, 1, 1, 1), torch.nan, device=device)}
     lengths = [length for length in packing.lengths if length]
     bounds = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
     longest = max(lengths)

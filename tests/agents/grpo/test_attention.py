@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from agents.base import AgentError
-from agents.grpo.attention import PACKED_SDPA, choose_attention, pack_rows, packs
+from agents.grpo.attention import PACKED_SDPA, choose_attention, pack_rows, packed_sdpa, packs
 from agents.grpo.forward import sampled_logps
 from agents.grpo.loss import token_logps
 
@@ -178,6 +178,15 @@ def test_flash_attention_is_told_where_sequences_begin(monkeypatch: pytest.Monke
     assert packs(model)
     for one, other in zip(_found(model, ids, mask), _one_by_one(ids, mask), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_loses_the_packing_has_no_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*args: Any, packing: object = None, **options: Any) -> tuple[Tensor, None]:
+        return packed_sdpa(*args, **options)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, PACKED_SDPA, lost)
+    logps, _ = sampled_logps(_model("auto"), *_rows())
+    assert logps.isnan().all()
 
 
 def test_windowed_attention_is_not_packed() -> None:
