@@ -78,7 +78,8 @@ def train_sasrec(dataset: Dataset, config: SasrecConfig, *, seed: int = 0) -> Sa
     torch.manual_seed(seed)
     splits = dataset.splits
     sequences = [splits.train_sequence(user) for user in range(splits.num_users)]
-    users = np.array([user for user, sequence in enumerate(sequences) if len(sequence) > 1])
+    lengths = np.array([len(sequence) for sequence in sequences])
+    users = np.flatnonzero(lengths > 1)
     rng = np.random.default_rng(seed)
     valid = rng.permutation(splits.num_users)[: config.max_valid_users]
     model = Sasrec(dataset.catalog.num_items, config)
@@ -87,7 +88,7 @@ def train_sasrec(dataset: Dataset, config: SasrecConfig, *, seed: int = 0) -> Sa
     for epoch in range(config.num_epochs):
         started = time.perf_counter()
         model.train()
-        batches = np.array_split(rng.permutation(users), math.ceil(len(users) / config.batch_size))
+        batches = _batches(rng.permutation(users), lengths, config.batch_size, rng)
         for done, batch in enumerate(batches, start=1):
             progress = (epoch + done / len(batches)) / config.num_epochs
             for group in optimizer.param_groups:
@@ -109,6 +110,13 @@ def train_sasrec(dataset: Dataset, config: SasrecConfig, *, seed: int = 0) -> Sa
         ndcg_at_10=float(ndcg.mean()),
         standard_error=float(ndcg.std() / len(ndcg) ** 0.5),
     )
+
+
+def _batches(users: IntArray, lengths: IntArray, size: int, rng: np.random.Generator) -> list[IntArray]:
+    """Return the users in batches of about one length, in random order: padding costs as much as items do."""
+    by_length = users[np.argsort(lengths[users], kind="stable")]
+    batches = np.array_split(by_length, math.ceil(len(users) / size))
+    return [batches[place] for place in rng.permutation(len(batches))]
 
 
 def _step(model: Sasrec, optimizer: torch.optim.Optimizer, sequences: list[IntArray]) -> None:
