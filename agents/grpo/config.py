@@ -52,8 +52,8 @@ class BackendConfig:
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     attention: str = "auto"
-    """auto (flash-attn where a GPU and the package are there and precision is bf16, else sdpa), or the name of an
-    implementation of transformers: sdpa, eager, flash_attention_2."""
+    """auto (flash-attn where a GPU and the package are there and precision is bf16, else torch's sdpa; sequences lie in
+    one row without padding), or an implementation of transformers by name: sdpa (padded), eager, flash_attention_2."""
     lora_rank: int = 0
     """Train low-rank adapters (peft) of this rank in place of the weights; 0 trains the weights."""
     lora_alpha: float = 32.0
@@ -172,7 +172,7 @@ class GrpoConfig:
     warmup_steps: int = 2
     """Steps over which the learning rate rises."""
     micro_batch_tokens: int = 8192
-    """Tokens of one forward and backward pass, padding included."""
+    """Tokens of one forward and backward pass, padding included where there is any."""
     max_logp_difference: float = 1e-3
     """The run ends if the engine's and the trainer's log-probabilities of a token differ by more nats; 0 for engines in
     another precision than float32."""
