@@ -31,10 +31,10 @@ class PreferenceMix:
 
     empty: float = 0.25
     """Only saves time: the history's own ranking learns from every position, whatever its preference."""
-    vague: float = 0.225
+    vague: float = 0.25
     one: float = 0.21
-    some: float = 0.09
-    other: float = 0.09
+    some: float = 0.08
+    other: float = 0.08
     """What another, random item is asked for by: one, some or all of its attributes. Teaches mistrust."""
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from tests.trm.worlds import COLOURS, colour_world
 from trm.data.prepare import DatasetRef
 from trm.errors import DatasetNotPrepared
-from trm.evaluate import find_row, last_item_scores, preference_texts, render_metrics, split_examples
+from trm.evaluate import KINDS, find_row, last_item_scores, preference_texts, render_metrics, split_examples
 from trm.frozen import load_frozen
 from trm.prepare_trm import load_trm, prepare_trm, trm_folder
 from trm.retriever import TRMRetriever
@@ -90,6 +91,35 @@ def test_tensorboard_events_are_written(tmp_path: Path):
         colour_world(num_users=20), ENCODER, SMALL, out=tmp_path / "trm", progress=False, log_dir=tmp_path / "logs"
     )
     assert list((tmp_path / "logs").glob("events.out.tfevents.*"))
+
+
+def test_an_epoch_tells_its_losses_and_validates_every_kind(tmp_path: Path):
+    figures = _Run(colour_world(num_users=20), ENCODER, SMALL, folder=tmp_path / "x.training").train_epoch()
+    kinds = [figures[f"valid/ndcg_at_10_{kind}"] for kind in KINDS]
+    assert figures["valid/score"] == pytest.approx(np.exp(np.log(kinds).mean()))
+    assert {name for name in figures if name.startswith("loss/")} == {"loss/own", "loss/mixture", "loss/gate"}
+
+
+def test_preferences_in_training_leave_the_historys_own_loss_alone(tmp_path: Path):
+    """The own ranking learns from every position: whether there are preferences does not change its first loss."""
+    world = colour_world(num_users=20)
+    losses = []
+    for mix in (PreferenceMix(), PreferenceMix(empty=1.0, vague=0.0, one=0.0, some=0.0, other=0.0)):
+        config = replace(SMALL, mix=mix, dropout=0.0, text_dropout=0.0)
+        run = _Run(world, ENCODER, config, folder=tmp_path / "x.training")
+        (batch, *_) = run._data.batches(np.random.default_rng(0), batch_size=8, max_positions=10**9)
+        losses.append(run._step(batch))
+    assert losses[0]["loss/own"] == pytest.approx(losses[1]["loss/own"])
+    assert set(losses[1]) == {"loss/own"}
+
+
+def test_a_small_data_set_is_trained_in_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes = []
+    run = _Run(colour_world(num_users=80), ENCODER, replace(SMALL, batch_size=64), folder=tmp_path / "x.training")
+    monkeypatch.setattr(run, "_step", lambda batch: sizes.append(len(batch.items)) or {"loss/own": 0.0})
+    assert run._data.num_windows == 80
+    run.train_epoch()
+    assert sizes == [8] * 10
 
 
 def test_windows_cover_every_position_once_with_its_own_target():
