@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from deeprec_env.episode import Episode, Turn
 from deeprec_env.protocol import ActionKind
 
 _RESET, _DIM, _BOLD, _GREEN, _RED, _CYAN = "\033[0m", "\033[2m", "\033[1m", "\033[32m", "\033[31m", "\033[36m"
+_RULE = "│"
+_SIDE = re.compile(rf"^[ \d.+-]{{7}} {_RULE} ", re.MULTILINE)
+_COLOR = re.compile(r"\x1b\[\d+m")
 
 
 def render_transcript(episode: Episode, *, colored: bool = False) -> str:
@@ -22,15 +27,29 @@ def render_opening(episode: Episode, *, colored: bool = False) -> str:
 
 
 def render_turn(episode: Episode, turn_index: int, *, colored: bool = False) -> str:
-    """Return one turn with its reward, and the episode's end if it is the last."""
+    """Return one turn with its reward, in colour also at its side, and the episode's end if it is the last."""
     turn = episode.turns[turn_index]
-    lines = [_paint(_margin(turn_index, turn), _BOLD, colored=colored)]
-    lines.append(_paint(turn.action.strip(), _RED if turn.malformed_reason else _GREEN, colored=colored))
+    body = _paint(turn.action.strip(), _RED if turn.malformed_reason else _GREEN, colored=colored)
     if turn.observation:
-        lines.append(_paint(turn.observation.strip(), _CYAN, colored=colored))
+        body += "\n" + _paint(turn.observation.strip(), _CYAN, colored=colored)
+    lines = [_paint(_margin(turn_index, turn), _BOLD, colored=colored)]
+    lines.append(_beside(turn.reward, body) if colored else body)
     if episode.ended and turn_index == len(episode.turns) - 1:
         lines.append(_paint(_ending(episode, turn), _BOLD, colored=colored))
     return "\n".join(lines)
+
+
+def _beside(reward: float, text: str) -> str:
+    """Return the text with the reward at the side of its first line and a rule along the others."""
+    color = _GREEN if reward > 0 else _RED if reward < 0 else _DIM
+    first = _paint(f"{reward:+7.3f}", color, colored=True)
+    sides = [first, *[" " * 7] * text.count("\n")]
+    return "\n".join(f"{side} {_RULE} {line}" for side, line in zip(sides, text.split("\n"), strict=True))
+
+
+def without_side(text: str) -> str:
+    """Return a coloured transcript's text without colours and without what stands at its side."""
+    return _SIDE.sub("", _COLOR.sub("", text))
 
 
 def _margin(turn_index: int, turn: Turn) -> str:
@@ -49,4 +68,5 @@ def _ending(episode: Episode, turn: Turn) -> str:
 
 
 def _paint(text: str, code: str, *, colored: bool) -> str:
-    return f"{code}{text}{_RESET}" if colored else text
+    """Return the text in a colour, line by line, so that what is put before a line keeps its own."""
+    return "\n".join(f"{code}{line}{_RESET}" for line in text.split("\n")) if colored else text

@@ -15,6 +15,7 @@ from deeprec_env.errors import DeepRecError
 from deeprec_env.game import Game
 from deeprec_env.protocol import ITEM_LIST_BEGIN, ITEM_LIST_END, THINK_BEGIN, parse_titles
 from deeprec_env.recorded import RecordedRetriever, recorded_world
+from deeprec_env.rendering import without_side
 from deeprec_env.world import World
 
 SavedTurn = tuple[str, tuple[int, ...]]
@@ -24,7 +25,6 @@ _RESPONSE_BEGIN = f"Assistant:\n{THINK_BEGIN}"
 _ITEM_BLOCK = re.compile(rf"\n*{re.escape(ITEM_LIST_BEGIN)}\n(.*?){re.escape(ITEM_LIST_END)}\n*", re.DOTALL)
 _MARGIN = re.compile(r"^--- .*\n?", re.MULTILINE)
 _HEADING = re.compile(r"^--- user (?P<user>.*) \((?P<split>train|valid|test)\) ---$", re.MULTILINE)
-_COLOR = re.compile(r"\x1b\[\d+m")
 
 
 class NotThisEpisode(DeepRecError):
@@ -90,7 +90,7 @@ class Replayer:
 
 def read_transcript(text: str) -> TranscriptText:
     """Return what a transcript says: one that `deeprec play` printed, prompt and response, or a response alone."""
-    text = _COLOR.sub("", text)
+    text = without_side(text)
     heading = _HEADING.search(text)
     response = text.partition(_RESPONSE_BEGIN)[2].removeprefix("\n") or text
     response = _MARGIN.sub("", response) if heading else response

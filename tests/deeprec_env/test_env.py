@@ -15,6 +15,7 @@ from deeprec_env.env import DeepRecEnv
 from deeprec_env.errors import EpisodeEnded
 from deeprec_env.protocol import render_search
 from deeprec_env.registration import read_envs
+from deeprec_env.rendering import render_transcript, without_side
 from deeprec_env.spaces import TextSpace
 from deeprec_env.users import UserOrder
 from deeprec_env.world import SAMPLE_FOLDER, World
@@ -181,7 +182,13 @@ def test_rendering(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     human = _make(world, render_mode="human")
     human.reset(seed=0)
     human.step(SEARCH)
-    assert "moody noir" in capsys.readouterr().out
+    human.step("junk\nand more")
+    shown = capsys.readouterr().out
+    assert "moody noir" in shown
+    plain = without_side(shown)
+    assert plain.strip() == render_transcript(human.unwrapped.episode)  # type: ignore[attr-defined]
+    sides = [line.partition("│")[0].strip() for line in shown.replace("\x1b", "").split("\n") if "│" in line]
+    assert [side for side in sides if side] == ["[2m +0.000[0m", "[31m -1.000[0m"]
 
 
 def test_gymnasium_wrappers(world: World) -> None:
