@@ -118,12 +118,11 @@ class FrozenTRM:
         own = _unit_rows(self._layer_norm(states[:, : self.dim], "output_norm"))
         if preference_vectors is None:
             return own
-        preferences = preference_vectors @ self._adaptor
-        fused = _unit_rows(self._fused(states[:, : self.dim], preferences))
+        fused = self._fused(states[:, : self.dim], preference_vectors @ self._adaptor)
         return np.where(preference_vectors.any(axis=1, keepdims=True), fused, own)
 
-    def trust(self, states: FloatArray, preference_vectors: FloatArray) -> FloatArray:
-        """Return what is added to the scores of the query with the preference, float32 [B].
+    def steered(self, states: FloatArray, preference_vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return unit query vectors with a preference, float32 [B, D], and the trust in them, float32 [B].
 
         An item's score is the larger of own @ item and preference_scale * query @ item + trust.
 
@@ -131,17 +130,18 @@ class FrozenTRM:
             states: float32 [B, 2 D] of encode_histories.
             preference_vectors: float32 [B, P], unit text vectors, no zero rows.
         """
+        own, profiles = self.queries(states), _unit_rows(states[:, self.dim :])
         preferences = preference_vectors @ self._adaptor
+        fused = self._fused(states[:, : self.dim], preferences)
         norms = np.linalg.norm(preferences, axis=-1, keepdims=True)
-        own, fused = self.queries(states), self.queries(states, preference_vectors)
-        preferences, profiles = _unit_rows(preferences), _unit_rows(states[:, self.dim :])
+        preferences = _unit_rows(preferences)
         scale = np.float32(self.dim**0.5)
         pairs = ((own, fused), (own, preferences), (fused, preferences), (profiles, preferences))
         cosines = [scale * np.vecdot(left, right)[:, None] for left, right in pairs]
         vectors = [scale * own, scale * fused, scale * preferences, scale**2 * profiles * preferences]
         features = self._layer_norm(np.concatenate([*vectors, *cosines, norms], axis=1), "gate.norm")
         log_odds = self._linear(_gelu(self._linear(features, "gate.linear_1")), "gate.linear_2")
-        return np.float32(self._temperature) * log_odds[:, 0]
+        return fused, np.float32(self._temperature) * log_odds[:, 0]
 
     def save(self, folder: Path) -> None:
         """Write the model into folder, whole or not at all; what was there before is replaced."""
@@ -157,7 +157,8 @@ class FrozenTRM:
     def _fused(self, states_BD: FloatArray, preferences_BD: FloatArray) -> FloatArray:
         both = np.concatenate((states_BD, preferences_BD, states_BD * preferences_BD), axis=1)
         correction = self._linear(_gelu(self._linear(both, "fusion.linear_1")), "fusion.linear_2")
-        return self._layer_norm(self._linear(states_BD, "fusion.state") + preferences_BD + correction, "fusion.norm")
+        summed = self._linear(states_BD, "fusion.state") + preferences_BD + correction
+        return _unit_rows(self._layer_norm(summed, "fusion.norm"))
 
     def _check_ids(self, item_seq: np.ndarray) -> None:
         largest, smallest = item_seq.max(), item_seq.min()

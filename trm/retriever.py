@@ -84,9 +84,10 @@ class TRMRetriever:
         rows = np.flatnonzero(vectors_BP.any(axis=1))
         if rows.size:
             asked = [queries[row] for row in rows]
-            ids_XK, scores_XK = self._best(self.frozen.queries(states_BS[rows], vectors_BP[rows]), asked, largest_k)
+            fused_XD, trust_X = self.frozen.steered(states_BS[rows], vectors_BP[rows])
+            ids_XK, scores_XK = self._best(fused_XD, asked, largest_k)
             scores_XK *= self.frozen.preference_scale
-            scores_XK += self.frozen.trust(states_BS[rows], vectors_BP[rows])[:, None]
+            scores_XK += trust_X[:, None]
             own = [found[row] for row in rows]
             merged = _merged(
                 np.concatenate((ids_XK, np.stack([ids[: ids_XK.shape[1]] for ids, _ in own])), axis=1),
@@ -117,9 +118,10 @@ class TRMRetriever:
         scores_BN = self.frozen.queries(states_BS) @ self.frozen.item_vectors.T
         rows = np.flatnonzero(vectors_BP.any(axis=1))
         if rows.size:
-            fused_XN = self.frozen.queries(states_BS[rows], vectors_BP[rows]) @ self.frozen.item_vectors.T
+            fused_XD, trust_X = self.frozen.steered(states_BS[rows], vectors_BP[rows])
+            fused_XN = fused_XD @ self.frozen.item_vectors.T
             fused_XN *= np.float32(self.frozen.preference_scale)
-            fused_XN += self.frozen.trust(states_BS[rows], vectors_BP[rows])[:, None]
+            fused_XN += trust_X[:, None]
             scores_BN[rows] = np.maximum(scores_BN[rows], fused_XN)
         return scores_BN
 

@@ -26,7 +26,8 @@ def test_agrees_with_torch(num_layers: int):
     frozen = model.export(encoder_name="x")
     states = frozen.encode_histories(HISTORIES)
     vectors = unit_texts(1)[1 : len(HISTORIES) + 1]
-    queries, own, trust = frozen.queries(states, vectors), frozen.queries(states), frozen.trust(states, vectors)
+    own, (queries, trust) = frozen.queries(states), frozen.steered(states, vectors)
+    np.testing.assert_array_equal(queries, frozen.queries(states, vectors))
     texts = model.item_texts()
     table = model.item_table(texts)
     for row, history in enumerate(HISTORIES):

@@ -27,8 +27,8 @@ def reference(retriever: TRMRetriever, query: RetrievalQuery) -> list[tuple[int,
     states, preference = frozen.encode_histories([query.history]), retriever.encoder.encode([query.preference])
     scores = frozen.queries(states)[0] @ frozen.item_vectors.T
     if query.preference:
-        fused = frozen.queries(states, preference)[0] @ frozen.item_vectors.T
-        scores = np.maximum(scores, frozen.preference_scale * fused + frozen.trust(states, preference)[0])
+        (query_vector,), (trust,) = frozen.steered(states, preference)
+        scores = np.maximum(scores, frozen.preference_scale * (frozen.item_vectors @ query_vector) + trust)
     scores = [(item_id, float(scores[item_id])) for item_id in range(1, NUM_ITEMS + 1)]
     allowed = [pair for pair in scores if not (query.exclude_history and pair[0] in query.history)]
     return sorted(allowed, key=lambda pair: -pair[1])
