@@ -16,6 +16,7 @@ from trm.frozen import FrozenTRM, load_frozen
 from trm.retriever import TRMRetriever
 from trm.text_encoder import MINILM, NO_TEXT, CachedEncoder, load_encoder
 from trm.types import RetrievalQuery
+from trm.written_preferences import WrittenPreferences
 
 FAST_EPOCHS = 6
 _MARKER = "trm.json"
@@ -70,11 +71,12 @@ def prepare_trm(
     fast: bool = False,
     log_dir: Path | None = None,
     encoder_name: str | None = None,
+    written: WrittenPreferences | None = None,
 ) -> FrozenTRM:
     """Return the TRM of a data set: from disk if it is there, else trained and saved, with metrics and a model card.
 
-    One that was trained on other data, or with another text encoder than is asked for, is trained again, with a
-    warning. A training that was interrupted goes on where it was.
+    One that was trained on other data, or with another text encoder or other written preferences than are asked for, is
+    trained again, with a warning. A training that was interrupted goes on where it was.
 
     Args:
         ref: names the data set.
@@ -84,6 +86,7 @@ def prepare_trm(
         log_dir: where TensorBoard events go; none if not given.
         encoder_name: of items and preferences; if not given, that of the TRM on disk, else all-MiniLM-L6-v2, or none
             where the items have no texts.
+        written: preferences of a language model to train on as well.
 
     Raises:
         ValueError: if no encoder has the name.
@@ -92,9 +95,12 @@ def prepare_trm(
     if (trm_folder(ref) / _MARKER).is_file():
         try:
             frozen = load_trm(ref, dataset)
-            if encoder_name in (None, frozen.encoder_name):
+            if encoder_name not in (None, frozen.encoder_name):
+                reason = f"it was trained with the text encoder {frozen.encoder_name!r}"
+            elif written is not None and _stamp(ref).get("written_preferences") != written.fingerprint:
+                reason = "it was trained without these written preferences"
+            else:
                 return frozen
-            reason = f"it was trained with the text encoder {frozen.encoder_name!r}"
         except (CheckpointError, DatasetNotPrepared) as error:
             reason = str(error)
         _log.warning("training the TRM of %s again: %s", ref.key, reason)
@@ -102,8 +108,10 @@ def prepare_trm(
 
     config = TrainConfig(max_epochs=FAST_EPOCHS) if fast else TrainConfig()
     encoder = load_cached_encoder(encoder_name or (MINILM if dataset.catalog.has_texts else NO_TEXT))
-    train_trm(dataset, encoder, config, out=trm_folder(ref), progress=progress, log_dir=log_dir)
+    train_trm(dataset, encoder, config, out=trm_folder(ref), progress=progress, log_dir=log_dir, written=written)
     stamp = {"name": dataset.name, "fingerprint": dataset.fingerprint}
+    if written is not None:
+        stamp["written_preferences"] = written.fingerprint
     (trm_folder(ref) / _STAMP).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
     return load_trm(ref, dataset)
 
@@ -123,6 +131,14 @@ def export_arrays(ref: DatasetRef, dataset: Dataset) -> TRMArrays | None:
         found = retriever.ranks(queries, [example.target for example in batch])
         ranks[start : start + len(batch)] = np.where([bool(example.history) for example in batch], found, 0)
     return TRMArrays(frozen.item_text_vectors, frozen.item_id_vectors, ranks)
+
+
+def _stamp(ref: DatasetRef) -> dict[str, str]:
+    """Return what a trained TRM was trained on; {} if it does not say."""
+    try:
+        return dict(json.loads((trm_folder(ref) / _STAMP).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def _stale(frozen: FrozenTRM, folder: Path, dataset: Dataset) -> str | None:

@@ -38,6 +38,7 @@ from trm.model import SteerConfig, SteerTRM, mixture_log_prob, profiles_of
 from trm.retriever import TRMRetriever
 from trm.training_data import Batch, PreferenceMix, TrainingData
 from trm.types import FloatArray, TextEncoder
+from trm.written_preferences import WrittenPreferences
 
 METRICS_FILE = "metrics.json"
 CARD_FILE = "MODEL_CARD.md"
@@ -93,6 +94,7 @@ def train_trm(
     out: Path,
     progress: bool = True,
     log_dir: Path | None = None,
+    written: WrittenPreferences | None = None,
 ) -> dict[str, Any]:
     """Train, write the best model and its metrics into out, and return the test metrics.
 
@@ -105,9 +107,10 @@ def train_trm(
         out: the folder that load_frozen reads afterwards.
         progress: whether to show bars.
         log_dir: where TensorBoard events go; none if not given.
+        written: preferences of a language model to train on as well.
     """
     started = time.perf_counter()
-    run = _Run(dataset, encoder, config, folder=out.with_name(out.name + ".training"))
+    run = _Run(dataset, encoder, config, folder=out.with_name(out.name + ".training"), written=written)
     run.resume()
     with (
         _Scalars(log_dir) as scalars,
@@ -133,6 +136,7 @@ def train_trm(
         "seconds_to_best_epoch": round(run.encoding_seconds + run.seconds / run.epoch * run.best_epoch, 1),
         "config": asdict(config),
         "text_encoder": encoder.name,
+        "written_preferences": None if written is None else written.fingerprint,
     }
     with written_folder(out) as draft:
         frozen.write_files(draft)
@@ -151,13 +155,23 @@ def item_text_vectors(dataset: Dataset, encoder: TextEncoder) -> FloatArray:
 class _Run:
     """Model, optimizer, data and the best weights so far; all that a checkpoint holds."""
 
-    def __init__(self, dataset: Dataset, encoder: TextEncoder, config: TrainConfig, *, folder: Path) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        encoder: TextEncoder,
+        config: TrainConfig,
+        *,
+        folder: Path,
+        written: WrittenPreferences | None = None,
+    ) -> None:
         self.folder = folder
-        self._dataset, self._encoder, self._config = dataset, encoder, config
+        self._dataset, self._encoder, self._config, self._written = dataset, encoder, config, written
         began = time.perf_counter()
         _log.info("encoding the texts of %d items and the training preferences", dataset.catalog.num_items)
         texts = item_text_vectors(dataset, encoder)
-        self._data = TrainingData(dataset, encoder, mix=config.mix, max_history=config.max_history, seed=config.seed)
+        self._data = TrainingData(
+            dataset, encoder, mix=config.mix, max_history=config.max_history, seed=config.seed, written=written
+        )
         self._preferences = torch.from_numpy(self._data.preference_vectors)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -294,6 +308,7 @@ class _Run:
         parts = {
             "config": asdict(self._config),
             "encoder": self._encoder.name,
+            "written": None if self._written is None else self._written.fingerprint,
             "data": [self._dataset.name, self._dataset.catalog.num_items, splits.num_users, self._data.num_positions],
         }
         return json.dumps(parts, sort_keys=True)

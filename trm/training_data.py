@@ -14,6 +14,7 @@ import numpy as np
 from trm.data.dataset import Dataset
 from trm.preferences import PreferenceWriter
 from trm.types import FloatArray, IntArray, TextEncoder
+from trm.written_preferences import WrittenPreferences
 
 _TEXTS_PER_KIND = 5_000
 """About how many texts of a kind are written, as every one costs milliseconds to encode; an item gets 1 to 3.
@@ -64,7 +65,14 @@ class TrainingData:
     """The training sequences of a data set and a pool of preference texts, encoded once."""
 
     def __init__(
-        self, dataset: Dataset, encoder: TextEncoder, *, mix: PreferenceMix, max_history: int, seed: int
+        self,
+        dataset: Dataset,
+        encoder: TextEncoder,
+        *,
+        mix: PreferenceMix,
+        max_history: int,
+        seed: int,
+        written: WrittenPreferences | None = None,
     ) -> None:
         """Write and encode the preferences: all the text encoding that the training does."""
         splits = dataset.splits
@@ -83,6 +91,8 @@ class TrainingData:
             for write in (writer.one, writer.some, writer.informative)
         )
         self._vague = self._vague_rows(writer, pool, rng=rng)
+        if written is not None:
+            self._mix_in(written, pool)
         self.preference_vectors: FloatArray = encoder.encode(pool.texts)
 
     @property
@@ -148,6 +158,15 @@ class TrainingData:
             self._informative[targets_BL, variants_BL],
         )
         return np.choose(kinds_BL, choices)
+
+    def _mix_in(self, written: WrittenPreferences, pool: _TextPool) -> None:
+        """Let an item's written texts stand for half or more of its "some", a beginning's for the vague after it."""
+        for item_id, texts in written.by_item.items():
+            places = self._some[item_id, ::2]
+            places[:] = np.resize([pool.row(text) for text in texts], len(places))
+        for (user, length), texts in written.by_prefix.items():
+            places = self._vague[self._starts[user] : self._starts[user] + self._lengths[user]][length - 1 :]
+            places[:] = np.resize([pool.row(text) for text in texts], len(places))
 
     def _vague_rows(self, writer: PreferenceWriter, pool: _TextPool, *, rng: np.random.Generator) -> IntArray:
         """Return a pool row for each place in the flat sequences, made from items up to this place alone: int64 [M]."""

@@ -119,6 +119,8 @@ class TrainTRM:
     """Train briefly; enough to see every step work."""
     encoder: str | None = None
     """The text encoder: all-minilm-l6-v2 (the default), wordllama-256 (fast), hashing-256, or none for ids alone."""
+    preferences: Path | None = None
+    """Written by a language model (`deeprec preferences`); they are mixed in with those made of the attributes."""
     log_dir: Path | None = None
     """Where TensorBoard events go."""
 
@@ -128,9 +130,12 @@ class TrainTRM:
         from trm.evaluate import render_metrics
         from trm.prepare_trm import prepare_trm, trm_folder
         from trm.train import METRICS_FILE
+        from trm.written_preferences import read_written_preferences
 
         ref = dataset_ref(self.dataset, self.category)
-        prepare_trm(ref, prepare_dataset(ref), fast=self.fast, log_dir=self.log_dir, encoder_name=self.encoder)
+        dataset = prepare_dataset(ref)
+        written = None if self.preferences is None else read_written_preferences(self.preferences, dataset)
+        prepare_trm(ref, dataset, fast=self.fast, log_dir=self.log_dir, encoder_name=self.encoder, written=written)
         folder = trm_folder(ref)
         say(render_metrics(json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))))
         say(f"{ref.key}: the recommender is in {folder}")
