@@ -52,6 +52,8 @@ class SteerConfig:
     """What unit text vectors are multiplied by; at unit norm they drown in the id embeddings."""
     temperature: float = 0.07
     """Of the history's query; that of the query with a preference starts here and is learned."""
+    caution: float = 0.5
+    """Taken from the trust at inference: the gate has met its training's wordings, people have others. In logits."""
     layer_norm_eps: float = 1e-8
 
 
@@ -153,6 +155,7 @@ class SteerTRM(nn.Module):
             for name, tensor in self.state_dict().items()
             if not name.startswith(("item_embedding", "adaptor", "log_temperature"))
         }
+        weights["gate.linear_2.bias"] -= self.config.caution
         settings = {"preference_temperature": float(self.log_temperature.exp()), "encoder_name": encoder_name}
         return FrozenTRM(
             config={**asdict(self.config), **settings},

@@ -32,10 +32,10 @@ class PreferenceMix:
 
     empty: float = 0.25
     """Only saves time: the history's own ranking learns from every position, whatever its preference."""
-    vague: float = 0.25
-    one: float = 0.21
-    some: float = 0.08
-    other: float = 0.08
+    vague: float = 0.21
+    one: float = 0.255
+    some: float = 0.075
+    other: float = 0.075
     """What another, random item is asked for by: one, some or all of its attributes. Teaches mistrust."""
 
     def __post_init__(self) -> None:

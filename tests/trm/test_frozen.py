@@ -42,6 +42,7 @@ def test_agrees_with_torch(num_layers: int):
         preference = model.adapt(torch.from_numpy(vectors[row]))
         fused = model.preference_query(state, preference)
         logits = model.preference_logits(fused, table) + model.gate(model.own_query(state), fused, preference, profile)
+        logits = logits - model.config.caution
         scores = frozen.preference_scale * queries[row] @ frozen.item_vectors[1:].T + trust[row]
         np.testing.assert_allclose(scores, temperature * logits, atol=1e-4)
 

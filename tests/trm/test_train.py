@@ -166,7 +166,7 @@ def test_vague_training_texts_know_the_prefix_alone():
 
 
 def test_the_mix_of_preferences_is_kept():
-    data = TrainingData(colour_world(), ENCODER, mix=PreferenceMix(empty=0.4, vague=0.2), max_history=10, seed=0)
+    data = TrainingData(colour_world(), ENCODER, mix=PreferenceMix(empty=0.4, vague=0.1), max_history=10, seed=0)
     batches = list(data.batches(np.random.default_rng(0), batch_size=1000, max_positions=10**9))
     rows = np.concatenate([batch.preference_rows[batch.targets > 0] for batch in batches])
     share = float((rows == 0).mean())
