@@ -123,6 +123,9 @@ class SftConfig:
     """Updates between two checkpoints."""
     num_checked: int = 128
     """Users played afterwards to say how often the policy is well-formed; 0 leaves it out."""
+    by_length: bool = True
+    """Whether an update's dialogues are of like length, which saves padding. Length goes with the number of searches:
+    with few updates a policy then unlearns in one what it learned in the last, and false is better."""
     adapters: bool = True
     """Whether backend.lora_rank holds for SFT too. False trains all weights here: embeddings of new tags want it."""
 

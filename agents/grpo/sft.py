@@ -89,7 +89,7 @@ def train_sft(
     Raises:
         AgentError: if the run cannot go on; the message says what is saved and what to do.
     """
-    batch, schedule = _plan(policy, phases, seed=seed)
+    batch, schedule = _plan(policy, phases, seed=seed, by_length=config.by_length)
     checkpoints, ranks = list_checkpoints(folder / "checkpoints"), Ranks.current()
     if checkpoints and not backend.lora_rank:
         policy = load_policy(checkpoints[-1].policy_folder)
@@ -144,7 +144,7 @@ def _log(folder: Path, first_step: int) -> Iterator[RunLog | None]:
         yield log
 
 
-def _plan(policy: Policy, phases: Sequence[Phase], *, seed: int) -> tuple[TokenBatch, list[list[int]]]:
+def _plan(policy: Policy, phases: Sequence[Phase], *, seed: int, by_length: bool) -> tuple[TokenBatch, list[list[int]]]:
     """Return all dialogues as one batch, and the rows of each update."""
     traces: list[TokenTrace] = []
     schedule: list[list[int]] = []
@@ -154,7 +154,7 @@ def _plan(policy: Policy, phases: Sequence[Phase], *, seed: int) -> tuple[TokenB
             logger.warning("%d of %d dialogues are too long", len(phase.traces) - len(kept), len(phase.traces))
         lengths = np.array([len(trace) for trace in kept])
         for epoch in range(phase.num_epochs if kept else 0):
-            rows = _epoch_batches(lengths, phase.batch_size, [seed, number, epoch])
+            rows = _epoch_batches(lengths, phase.batch_size, [seed, number, epoch], by_length=by_length)
             schedule.extend([row + len(traces) for row in update] for update in rows)
         traces.extend(kept)
     return build_batch(traces, [np.zeros(trace.num_turns) for trace in traces], pad_id=policy.pad_id), schedule
@@ -193,14 +193,15 @@ def _update(
     }
 
 
-def _epoch_batches(lengths: NDArray[np.int64], size: int, seed: list[int]) -> list[list[int]]:
-    """Return the rows of each update: every row once, like lengths together, the updates in random order."""
+def _epoch_batches(lengths: NDArray[np.int64], size: int, seed: list[int], *, by_length: bool) -> list[list[int]]:
+    """Return the rows of each update: every row once, like lengths together if wanted, the updates in random order."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
     batches: list[list[int]] = []
     for start in range(0, len(order), size * _BUCKET_BATCHES):
         bucket = order[start : start + size * _BUCKET_BATCHES]
-        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
+        if by_length:
+            bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
         batches.extend(bucket[place : place + size].tolist() for place in range(0, len(bucket), size))
     return [batches[place] for place in rng.permutation(len(batches))]
 
