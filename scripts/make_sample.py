@@ -135,8 +135,9 @@ def _train(dataset: Dataset, out: Path) -> None:
     from trm.text_encoder import HashingEncoder
     from trm.train import TrainConfig, train_trm
 
+    config = TrainConfig(dropout=0.2)
     with tempfile.TemporaryDirectory() as draft:
-        metrics = train_trm(dataset, HashingEncoder(256), TrainConfig(), out=Path(draft) / "trm", progress=False)
+        metrics = train_trm(dataset, HashingEncoder(256), config, out=Path(draft) / "trm", progress=False)
         _log.info("%s", render_metrics(metrics))
         shutil.rmtree(out, ignore_errors=True)
         load_frozen(Path(draft) / "trm").save(out)

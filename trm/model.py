@@ -45,7 +45,7 @@ class SteerConfig:
     """The hidden width of the gate."""
     max_history: int = 10
     """Older items than this are not looked at."""
-    dropout: float = 0.2
+    dropout: float = 0.3
     text_dropout: float = 0.2
     """Of the text vectors' entries, before the adaptor."""
     text_scale: float = 10.0

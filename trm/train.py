@@ -62,7 +62,7 @@ class TrainConfig:
     num_heads: int = 2
     hidden_dim: int = 256
     max_history: int = 10
-    dropout: float = 0.2
+    dropout: float = 0.3
     text_dropout: float = 0.2
     temperature: float = 0.07
     mix: PreferenceMix = field(default_factory=PreferenceMix)
