@@ -116,7 +116,15 @@ class LlmAgent:
         self._ready: list[tuple[int, str]] = []
 
     @classmethod
-    def build(cls, path: str, *, temperature: float = 1.0, name: str | None = None, engine: str = "hf") -> Self:
+    def build(
+        cls,
+        path: str,
+        *,
+        temperature: float = 1.0,
+        name: str | None = None,
+        engine: str = "hf",
+        dtype: str = "float32",
+    ) -> Self:
         """Return the agent of a folder: a stage of `llm_grpo.py`, or a policy in Hugging Face format.
 
         Args:
@@ -124,6 +132,7 @@ class LlmAgent:
             temperature: of sampling; 0 is greedy.
             name: how it is called in tables; by default as its stage says.
             engine: hf or vllm.
+            dtype: of vllm's weights.
 
         Raises:
             AgentError: if there is no policy there, or vLLM does not start.
@@ -136,7 +145,7 @@ class LlmAgent:
         return cls.of_policy(
             policy,
             card,
-            generator=Engine(engine).follow(policy),
+            generator=Engine(engine, dtype=dtype).follow(policy),
             temperature=temperature,
             name=name or card.name + suffix,
             fingerprint=_digest(folder),
