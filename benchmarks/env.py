@@ -1,8 +1,9 @@
 """Measures the environment: its own cost, the vector environment against single ones, and memory.
 
 Run it from the repository's root: `OMP_NUM_THREADS=1 python -m benchmarks.env --write benchmarks/results/env.md`, with
-DEEPREC_HOME naming the folder with the prepared data (`--dataset sample` needs none). Every ratio is of figures of the
-same run; of the repeats of a measurement the fastest counts, for whatever else the machine does only makes it slower.
+DEEPREC_HOME naming the folder with the prepared data (`--dataset sample` needs none). Times are the process's own CPU
+time, in one thread what the clock shows on a machine that does nothing else. Every ratio is of figures of the same run;
+of the repeats of a measurement the fastest counts, for whatever else the machine does only makes it slower.
 """
 
 from __future__ import annotations
@@ -126,10 +127,10 @@ def fastest(measure: Callable[[], float], *, repeats: int) -> float:
 def step_seconds(envs: VectorEnv, actions: Sequence[Sequence[str]]) -> float:
     """Return the seconds that the steps take, the first reset not counted."""
     envs.reset(seed=SEED)
-    started = time.perf_counter()
+    started = time.process_time()
     for step_actions in actions:
         envs.step(tuple(step_actions))
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def own_seconds(world: World, recording: Recording, *, stage: str) -> float:
@@ -152,7 +153,7 @@ def bare_seconds(world: World, recording: Recording) -> float:
     """Return the seconds of a plain loop that parses the same actions and renders the same observations and prompts."""
     items = [world.display(item_id) for item_id in range(world.catalog.num_items + 1)]
     texts: list[str] = []
-    started = time.perf_counter()
+    started = time.process_time()
     for actions, answers, histories in zip(recording.actions, recording.answers, recording.histories, strict=True):
         texts = []
         for action, found, history in zip(actions, answers, histories, strict=True):
@@ -161,7 +162,7 @@ def bare_seconds(world: World, recording: Recording) -> float:
                     texts.append(render_items([items[item_id] for item_id in found]))
                 case Recommend():
                     texts.append(render_prompt([items[item_id] for item_id in history[-20:]], top_k=10))
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def cold_world(world: World) -> World:
@@ -284,8 +285,8 @@ def main(
     text = f"""# The environment's speed and memory
 
 `OMP_NUM_THREADS=1 python -m benchmarks.env --dataset {dataset}`, on {os.cpu_count()} CPU cores, Python
-{sys.version.split()[0]}. Ratios are of figures of one run; the own cost is the fastest of {2 * repeats} repeats,
-what is measured with the TRM the fastest of {num_cold_repeats}.
+{sys.version.split()[0]}. Times are the process's CPU time; ratios are of figures of one run; the own cost is the fastest
+of {2 * repeats} repeats, what is measured with the TRM the fastest of {num_cold_repeats}.
 
 {table}
 

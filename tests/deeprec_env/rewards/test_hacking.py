@@ -1,10 +1,12 @@
 """The zoo of degenerate policies: in preset `strict` none earns more than an honest one, in `paper` some do."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from deeprec_env.world import World, load_world
+from tests.deeprec_env.rewards.real_world import movielens_world
 from tests.deeprec_env.rewards.zoo import HONEST, ZOO, mean_reward
 from trm.errors import DatasetNotPrepared
 
@@ -36,9 +38,31 @@ def test_no_degenerate_policy_beats_an_honest_one(stage: str) -> None:
     _check(load_world("sample"), stage, num_users=120)
 
 
+@pytest.fixture(scope="module")
+def movielens() -> World:
+    """MovieLens-100K with a recommender that needs no training."""
+    folder = Path(os.environ.get("DEEPREC_DATA", ""), "ml-100k")
+    if not (folder / "u.data").is_file():
+        pytest.skip("DEEPREC_DATA does not name a folder with GroupLens' ml-100k")
+    return movielens_world(folder)
+
+
+@pytest.mark.parametrize(("stage", "num_users"), [("cold", 100), ("rec", 150)])
+def test_nor_does_it_on_real_data(movielens: World, stage: str, num_users: int) -> None:
+    _check(movielens, stage, num_users=num_users)
+
+
+def test_real_data_have_the_holes_of_paper_too(movielens: World) -> None:
+    honest, hole = (
+        mean_reward(movielens, policy, stage="rec", reward="paper", num_users=150)
+        for policy in (HONEST["rec"], ZOO["one query three times"])
+    )
+    assert hole > honest
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_nor_does_it_on_movielens(stage: str) -> None:
+def test_nor_does_it_on_movielens_with_its_trm(stage: str) -> None:
     if "DEEPREC_HOME" not in os.environ:
         pytest.skip("DEEPREC_HOME does not name a folder with prepared data")
     try:
