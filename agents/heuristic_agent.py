@@ -14,6 +14,9 @@ from agents.base import AgentError, EpisodeView, RuleAgent, Step, by_popularity
 from deeprec_env.protocol import display_item
 from trm.data.catalog import Catalog
 
+NUM_SEARCHES = 3
+"""An episode, unless told otherwise."""
+
 _RANGE = re.compile(r"(\d+)-(\d+)")
 
 
@@ -27,8 +30,8 @@ class HeuristicAgent(RuleAgent):
     def __init__(
         self,
         *,
-        num_searches: int | str | Sequence[int] = 4,
-        empty_weight: float = 2.0,
+        num_searches: int | str | Sequence[int] = NUM_SEARCHES,
+        empty_weight: float = 4.0,
         rank_offset: float = 5.0,
         recent: int = 10,
         name: str | None = None,
@@ -53,7 +56,7 @@ class HeuristicAgent(RuleAgent):
             )
         self._empty_weight, self._rank_offset, self._recent = empty_weight, rank_offset, recent
         searches = str(self._low) if self._low == self._high else f"{self._low}-{self._high}"
-        self.name = name or ("heuristic" if searches == "4" else f"heuristic ({searches} searches)")
+        self.name = name or ("heuristic" if searches == str(NUM_SEARCHES) else f"heuristic ({searches} searches)")
         self.fingerprint = f"{searches} {empty_weight} {rank_offset} {recent}"
 
     def plan(self, view: EpisodeView) -> Sequence[Step]:
@@ -86,12 +89,12 @@ class HeuristicAgent(RuleAgent):
             return
         recent = history[-self._recent :]
         for values, reasoning in (
+            (_telling_values(catalog, recent)[:4], "Lately they chose much {}."),
+            (_common_values(catalog, history[-1:]), "The last choice was {}."),
+            ([display_item(catalog.title(item_id)).title for item_id in history[-2:]], "They have just chosen {}."),
             (_common_values(catalog, recent)[:1], "The recent choices are mostly {}."),
-            (_telling_values(catalog, recent)[:2], "Lately they chose much {}."),
-            ([display_item(catalog.title(history[-1])).title], "The last choice was {}."),
             (_telling_values(catalog, history)[:2], "Their taste stands out by {}."),
             (_common_values(catalog, recent)[1:3], "There was also {}."),
-            (_common_values(catalog, history[-2:])[:3], "The last two choices were {}."),
             (_common_values(catalog, history)[1:3], "All in all they like {}."),
             (_common_values(catalog, history)[3:5], "Now and then it was {}."),
         ):

@@ -97,10 +97,10 @@ class SftConfig:
     Malformed ones are never imitated."""
     min_reward: float = -math.inf
     """Dialogues that earned less in stage rec are left out."""
-    teacher: str = "heuristic?num_searches=1-3&empty_weight=12"
+    teacher: str = "heuristic?num_searches=1-3"
     """The imitated agent, as `deeprec` names agents; llm:FOLDER imitates a policy's own successes. A range of searches
-    leaves stage cold something to learn; a large weight of the first search makes a ranking that is as good, and that a
-    micro model can follow."""
+    leaves stage cold something to learn; its first search weighs most in its ranking, so that a micro model can follow
+    it."""
     max_users: int = 0
     """Users at most; 0 takes all."""
     num_drills: int = 8000
