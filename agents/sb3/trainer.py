@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
 from agents.base import AgentError
-from agents.grpo.progress import BAR_INTERVAL_S, RunLog
+from agents.grpo.progress import RunLog
 from agents.sb3.checkpoint import build_model, restore_checkpoint, save_checkpoint
 from agents.sb3.config import RUN_FILE, RunCard, TrainConfig
 from agents.sb3.vec_env import EndedEpisode, ViewVecEnv
@@ -21,6 +21,7 @@ from deeprec_env.game import Game
 
 logger = logging.getLogger(__name__)
 
+_BAR_INTERVAL_S = 1.0
 LOG_EVERY = 4096
 """Steps between two lines of the log."""
 _NAMES = {
@@ -99,7 +100,7 @@ class _Recorder(BaseCallback):
             desc=config.algorithm,
             unit="step",
             disable=not progress,
-            mininterval=BAR_INTERVAL_S,
+            mininterval=_BAR_INTERVAL_S,
         )
         self._logged = self._kept = 0
         self._since = time.perf_counter()
