@@ -50,7 +50,9 @@ class FrozenTRM:
             self._num_heads: int = config["num_heads"]
             self._eps: float = config["layer_norm_eps"]
             self._temperature: float = config["temperature"]
-            self.preference_scale: float = self._temperature / config["preference_temperature"]
+            self._preference_scale: float = self._temperature / config["preference_temperature"]
+            self._agreement: float = config.get("agreement", 0.0)
+            self._agreement_level: float = config.get("agreement_level", 0.0)
             self._item_profiles = self._arrays["item_profiles"]
             self.item_table = self._arrays["item_table"]
             self.item_id_vectors = self._arrays["item_id_vectors"]
@@ -122,9 +124,10 @@ class FrozenTRM:
         return np.where(preference_vectors.any(axis=1, keepdims=True), fused, own)
 
     def steered(self, states: FloatArray, preference_vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return unit query vectors with a preference, float32 [B, D], and the trust in them, float32 [B].
+        """Return the vectors of queries with a preference, float32 [B, D], and the trust in them, float32 [B].
 
-        An item's score is the larger of own @ item and preference_scale * query @ item + trust.
+        An item's score is the larger of own @ item and vector @ item + trust, with own of `queries(states)`. The
+        vectors are no unit vectors.
 
         Args:
             states: float32 [B, 2 D] of encode_histories.
@@ -141,7 +144,19 @@ class FrozenTRM:
         vectors = [scale * own, scale * fused, scale * preferences, scale**2 * profiles * preferences]
         features = self._layer_norm(np.concatenate([*vectors, *cosines, norms], axis=1), "gate.norm")
         log_odds = self._linear(_gelu(self._linear(features, "gate.linear_1")), "gate.linear_2")
-        return fused, np.float32(self._temperature) * log_odds[:, 0]
+        vectors_BD = np.float32(self._preference_scale) * fused + np.float32(self._agreement) * own
+        return vectors_BD, np.float32(self._temperature) * log_odds[:, 0] - np.float32(
+            self._agreement * self._agreement_level
+        )
+
+    def with_agreement(self, agreement: float, *, level: float) -> FrozenTRM:
+        """Return the same model with another weight of the history in the ranking with a preference.
+
+        Args:
+            agreement: how much of an item's own score is added to its score with the preference; 0 as trained.
+            level: the own score at which nothing is added; more is a gain, less a loss.
+        """
+        return FrozenTRM(config={**self.config, "agreement": agreement, "agreement_level": level}, arrays=self._arrays)
 
     def save(self, folder: Path) -> None:
         """Write the model into folder, whole or not at all; what was there before is replaced."""

@@ -84,9 +84,8 @@ class TRMRetriever:
         rows = np.flatnonzero(vectors_BP.any(axis=1))
         if rows.size:
             asked = [queries[row] for row in rows]
-            fused_XD, trust_X = self.frozen.steered(states_BS[rows], vectors_BP[rows])
-            ids_XK, scores_XK = self._best(fused_XD, asked, largest_k)
-            scores_XK *= self.frozen.preference_scale
+            steered_XD, trust_X = self.frozen.steered(states_BS[rows], vectors_BP[rows])
+            ids_XK, scores_XK = self._best(steered_XD, asked, largest_k)
             scores_XK += trust_X[:, None]
             own = [found[row] for row in rows]
             merged = _merged(
@@ -118,11 +117,10 @@ class TRMRetriever:
         scores_BN = self.frozen.queries(states_BS) @ self.frozen.item_vectors.T
         rows = np.flatnonzero(vectors_BP.any(axis=1))
         if rows.size:
-            fused_XD, trust_X = self.frozen.steered(states_BS[rows], vectors_BP[rows])
-            fused_XN = fused_XD @ self.frozen.item_vectors.T
-            fused_XN *= np.float32(self.frozen.preference_scale)
-            fused_XN += trust_X[:, None]
-            scores_BN[rows] = np.maximum(scores_BN[rows], fused_XN)
+            steered_XD, trust_X = self.frozen.steered(states_BS[rows], vectors_BP[rows])
+            scores_XN = steered_XD @ self.frozen.item_vectors.T
+            scores_XN += trust_X[:, None]
+            scores_BN[rows] = np.maximum(scores_BN[rows], scores_XN)
         return scores_BN
 
     def query_vectors(self, queries: Sequence[RetrievalQuery]) -> FloatArray:

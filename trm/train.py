@@ -12,6 +12,7 @@ import math
 import pickle
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,17 @@ from trm.metrics import ndcg_at_k
 from trm.model import SteerConfig, SteerTRM, mixture_log_prob, profiles_of
 from trm.retriever import TRMRetriever
 from trm.training_data import Batch, PreferenceMix, TrainingData
-from trm.types import FloatArray, TextEncoder
+from trm.types import FloatArray, RetrievalQuery, TextEncoder
 from trm.written_preferences import WrittenPreferences
 
 METRICS_FILE = "metrics.json"
 CARD_FILE = "MODEL_CARD.md"
+AGREEMENTS = (0.0, 0.25, 0.5)
+"""Weights of the own score in the score with a preference, of which validation chooses; the first is as trained."""
+WORTHWHILE = 1.03
+"""By how much another agreement must validate better, for it takes from what a preference moves."""
+_LEVEL_PLACE = 10
+"""An item at this place of the own ranking neither gains nor loses by the agreement, on average."""
 _CHECKPOINT = "checkpoint.pt"
 _MAX_LOGITS = 64_000_000
 """Bounds positions * items of a step, a quarter of a gigabyte of logits."""
@@ -124,12 +131,13 @@ def train_trm(
             _log.debug("epoch %d: %s", run.epoch, figures)
             bar.set_postfix(loss=f"{figures['loss/own']:.3f}", ndcg10=f"{figures['valid/ndcg_at_10_empty']:.4f}")
             bar.update()
-    frozen = run.best_model()
+    frozen = run.calibrated_model()
     metrics = evaluate_trm(TRMRetriever(frozen, encoder), dataset, split="test")
     metrics["training"] = {
         "epochs": run.epoch,
         "best_epoch": run.best_epoch,
         "best_valid_score": run.best_score,
+        "agreement": frozen.config["agreement"],
         "seconds": round(run.seconds + time.perf_counter() - started - run.seconds_here, 1),
         "encoding_seconds": round(run.encoding_seconds, 1),
         "epoch_seconds": round(run.seconds / run.epoch, 1),
@@ -226,7 +234,7 @@ class _Run:
         retriever = TRMRetriever(frozen, self._encoder)
         # A model that is deaf, or believes all that it is told, is bad at one kind, and a geometric mean shows it.
         ndcg = {kind: self._validate(retriever, kind) for kind in KINDS}
-        score = float(np.prod(list(ndcg.values())) ** (1 / len(ndcg)))
+        score = _geometric_mean(ndcg.values())
         if score > self.best_score:
             self.best_score, self.best_epoch = score, self.epoch
             self._best_weights = _copied(self._model.state_dict())
@@ -244,6 +252,27 @@ class _Run:
     def best_model(self) -> FrozenTRM:
         self._model.load_state_dict(self._best_weights)
         return self._model.export(encoder_name=self._encoder.name)
+
+    def calibrated_model(self) -> FrozenTRM:
+        """Return the best model with the agreement of AGREEMENTS that validates best, or none where that gains little.
+
+        Training itself finds none, as the ranking with a preference has seen the same histories and targets as the
+        history's own; on users' next items the two err independently enough for their agreement to tell.
+        """
+        frozen = self.best_model()
+        own = TRMRetriever(frozen, self._encoder).scores(
+            [RetrievalQuery(example.history, "") for example in self._valid]
+        )
+        place = min(_LEVEL_PLACE, own.shape[1] - 1)
+        level = float(np.partition(own[:, 1:], -place, axis=1)[:, -place].mean())
+        models = [frozen.with_agreement(agreement, level=level) for agreement in AGREEMENTS]
+        scores = []
+        for model in models:
+            retriever = TRMRetriever(model, self._encoder)
+            scores.append(_geometric_mean(self._validate(retriever, kind) for kind in KINDS))
+        _log.info("validation scores by agreement: %s", dict(zip(AGREEMENTS, scores)))
+        best = int(np.argmax(scores))
+        return models[best if scores[best] > WORTHWHILE * scores[0] else 0]
 
     def _step(self, batch: Batch) -> dict[str, float]:
         """Take one step of the optimizer; return the losses by their TensorBoard names.
@@ -382,6 +411,11 @@ def _architecture(dataset: Dataset, encoder: TextEncoder, config: TrainConfig) -
         text_dropout=config.text_dropout,
         temperature=config.temperature,
     )
+
+
+def _geometric_mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return float(np.prod(numbers) ** (1 / len(numbers)))
 
 
 def _means(steps: list[dict[str, float]]) -> dict[str, float]:

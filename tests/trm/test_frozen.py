@@ -27,7 +27,8 @@ def test_agrees_with_torch(num_layers: int):
     states = frozen.encode_histories(HISTORIES)
     vectors = unit_texts(1)[1 : len(HISTORIES) + 1]
     own, (queries, trust) = frozen.queries(states), frozen.steered(states, vectors)
-    np.testing.assert_array_equal(queries, frozen.queries(states, vectors))
+    scale = temperature / float(model.log_temperature.exp())
+    np.testing.assert_allclose(queries, scale * frozen.queries(states, vectors), atol=1e-6)
     texts = model.item_texts()
     table = model.item_table(texts)
     for row, history in enumerate(HISTORIES):
@@ -43,8 +44,22 @@ def test_agrees_with_torch(num_layers: int):
         fused = model.preference_query(state, preference)
         logits = model.preference_logits(fused, table) + model.gate(model.own_query(state), fused, preference, profile)
         logits = logits - model.config.caution
-        scores = frozen.preference_scale * queries[row] @ frozen.item_vectors[1:].T + trust[row]
+        scores = queries[row] @ frozen.item_vectors[1:].T + trust[row]
         np.testing.assert_allclose(scores, temperature * logits, atol=1e-4)
+
+
+def test_agreement_adds_the_own_score_above_its_level():
+    frozen = random_model().export(encoder_name="x")
+    states, vectors = frozen.encode_histories(HISTORIES), unit_texts(1)[1 : len(HISTORIES) + 1]
+    own = frozen.queries(states) @ frozen.item_vectors.T
+
+    def scores(model: FrozenTRM) -> np.ndarray:
+        steered, trust = model.steered(states, vectors)
+        return steered @ model.item_vectors.T + trust[:, None]
+
+    agreeing = frozen.with_agreement(0.5, level=0.2)
+    np.testing.assert_allclose(scores(agreeing), scores(frozen) + 0.5 * (own - 0.2), atol=1e-5)
+    np.testing.assert_array_equal(agreeing.queries(states), frozen.queries(states))
 
 
 def test_an_empty_preference_has_the_historys_own_query():
@@ -70,11 +85,14 @@ def test_a_batch_gives_what_single_histories_give():
 
 
 def test_save_and_load_give_the_same_model(tmp_path: Path):
-    frozen = random_model().export(encoder_name="hashing-16")
+    frozen = random_model().export(encoder_name="hashing-16").with_agreement(0.25, level=0.1)
     frozen.save(tmp_path / "trm")
     loaded = load_frozen(tmp_path / "trm")
     assert loaded.encoder_name == "hashing-16"
     np.testing.assert_array_equal(loaded.encode_histories(HISTORIES), frozen.encode_histories(HISTORIES))
+    states, vectors = frozen.encode_histories(HISTORIES), unit_texts(1)[1 : len(HISTORIES) + 1]
+    for mine, theirs in zip(frozen.steered(states, vectors), loaded.steered(states, vectors)):
+        np.testing.assert_array_equal(mine, theirs)
     with pytest.raises(ValueError, match="read-only"):
         loaded.item_table[0] = 1
 

@@ -28,7 +28,7 @@ def reference(retriever: TRMRetriever, query: RetrievalQuery) -> list[tuple[int,
     scores = frozen.queries(states)[0] @ frozen.item_vectors.T
     if query.preference:
         (query_vector,), (trust,) = frozen.steered(states, preference)
-        scores = np.maximum(scores, frozen.preference_scale * (frozen.item_vectors @ query_vector) + trust)
+        scores = np.maximum(scores, frozen.item_vectors @ query_vector + trust)
     scores = [(item_id, float(scores[item_id])) for item_id in range(1, NUM_ITEMS + 1)]
     allowed = [pair for pair in scores if not (query.exclude_history and pair[0] in query.history)]
     return sorted(allowed, key=lambda pair: -pair[1])

@@ -17,7 +17,7 @@ from trm.frozen import load_frozen
 from trm.prepare_trm import load_trm, prepare_trm, trm_folder
 from trm.retriever import TRMRetriever
 from trm.text_encoder import HashingEncoder
-from trm.train import TrainConfig, _Run, train_trm
+from trm.train import AGREEMENTS, TrainConfig, _Run, train_trm
 from trm.training_data import PreferenceMix, TrainingData
 from trm.types import RetrievalQuery
 
@@ -91,6 +91,27 @@ def test_tensorboard_events_are_written(tmp_path: Path):
         colour_world(num_users=20), ENCODER, SMALL, out=tmp_path / "trm", progress=False, log_dir=tmp_path / "logs"
     )
     assert list((tmp_path / "logs").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.0, 9.0])
+def test_the_agreement_is_the_one_that_validates_best_if_that_gains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float
+):
+    monkeypatch.setattr("trm.train.WORTHWHILE", gain)
+    config = replace(SMALL, max_epochs=5, learning_rate=1e-2)
+    run = _Run(colour_world(), ENCODER, config, folder=tmp_path / "x.training")
+    while not run.finished:
+        run.train_epoch()
+    chosen = run.calibrated_model()
+
+    def score(agreement: float) -> float:
+        model = chosen.with_agreement(agreement, level=chosen.config["agreement_level"])
+        retriever = TRMRetriever(model, ENCODER)
+        return float(np.exp(np.mean([np.log(run._validate(retriever, kind)) for kind in KINDS])))
+
+    scores = [score(agreement) for agreement in AGREEMENTS]
+    assert len(set(scores)) > 1
+    assert chosen.config["agreement"] == (0.0 if gain == 9.0 else AGREEMENTS[int(np.argmax(scores))])
 
 
 def test_an_epoch_tells_its_losses_and_validates_every_kind(tmp_path: Path):
