@@ -26,6 +26,8 @@ from trm.retriever import ranks_of
 from trm.train import METRICS_FILE, TrainConfig, item_text_vectors, train_trm
 from trm.types import TextEncoder
 
+NOTES = "## Notes"
+"""What follows this heading is written by hand and kept."""
 INDUSTRIAL, MOVIELENS = "amazon:Industrial_and_Scientific", "ml-100k"
 GOALS: dict[str, dict[tuple[str, bool, str], str]] = {
     INDUSTRIAL: {
@@ -105,16 +107,16 @@ def baseline_table(dataset: Dataset, encoder: TextEncoder, metrics: dict[str, An
 
 
 def time_table(runs: Sequence[dict[str, Any]]) -> str:
-    """Return what each training took."""
+    """Return what each training took; texts that the encoder's cache on disk holds take no time."""
     lines = [
-        "| seed | epochs, best | texts encoded, s | an epoch, s | to the best epoch, s |",
-        "| ---: | ---: | ---: | ---: | ---: |",
+        "| seed | epochs, best | agreement | texts encoded, s | an epoch, s | to the best epoch, s |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for metrics in runs:
         training = metrics["training"]
         lines.append(
             f"| {training['config']['seed']} | {training['epochs']}, {training['best_epoch']} "
-            f"| {training['encoding_seconds']:.0f} | {training['epoch_seconds']:.1f} "
+            f"| {training['agreement']} | {training['encoding_seconds']:.0f} | {training['epoch_seconds']:.1f} "
             f"| {training['seconds_to_best_epoch']:.0f} |"
         )
     return "\n".join(lines)
@@ -142,7 +144,7 @@ def main(args: Args) -> None:
         )
     text = f"""# The recommender by kind of preference, measured
 
-`python -m benchmarks.trm` on {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, Python
+`python -m benchmarks.trm` on {os.cpu_count()} CPU cores, threads: {torch.get_num_threads()}, Python
 {platform.python_version()}. Test split, full ranking over all items; mean of the seeds
 {", ".join(map(str, args.seeds))} of one default configuration, ± the standard error over the users.
 
@@ -155,7 +157,9 @@ attributes, keyphrases of the titles stand beside them (`trm/keyphrases.py`).
     if args.write is None:
         print(text)
     else:
-        args.write.write_text(text, encoding="utf-8")
+        old = args.write.read_text(encoding="utf-8") if args.write.is_file() else ""
+        _, heading, notes = old.partition(f"\n{NOTES}\n")
+        args.write.write_text(text + heading + notes, encoding="utf-8")
 
 
 if __name__ == "__main__":
