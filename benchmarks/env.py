@@ -285,8 +285,8 @@ def main(
     text = f"""# The environment's speed and memory
 
 `OMP_NUM_THREADS=1 python -m benchmarks.env --dataset {dataset}`, on {os.cpu_count()} CPU cores, Python
-{sys.version.split()[0]}. Times are the process's CPU time; ratios are of figures of one run; the own cost is the fastest
-of {2 * repeats} repeats, what is measured with the TRM the fastest of {num_cold_repeats}.
+{sys.version.split()[0]}. Times are the process's CPU time; ratios are of figures of one run; the own cost is the
+fastest of {2 * repeats} repeats, what is measured with the TRM the fastest of {num_cold_repeats}.
 
 {table}
 

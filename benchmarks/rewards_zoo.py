@@ -6,34 +6,41 @@ Run it from the repository's root: `python -m benchmarks.rewards_zoo --dataset s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 
 from deeprec_env.world import World, load_world
-from tests.deeprec_env.rewards.zoo import HONEST, ZOO, mean_reward
+from tests.deeprec_env.rewards.zoo import HONEST, ZOO, earns_more, user_rewards
 
 COLUMNS = (("rec", "strict"), ("rec", "paper"), ("cold", "strict"), ("cold", "paper"))
-_TOLERANCE = 1e-9
 
 
 def build_table(world: World, *, num_users: int) -> str:
-    """Return a Markdown table of mean rewards; bold where a degenerate policy earns more than the honest one."""
+    """Return a Markdown table of mean rewards; bold where a degenerate policy earns more than the honest one.
+
+    More is what `earns_more` calls so.
+    """
     lines = [
         "| policy | " + " | ".join(f"`{stage}` {preset}" for stage, preset in COLUMNS) + " |",
         "| --- |" + " ---: |" * len(COLUMNS),
     ]
     honest = [
-        mean_reward(world, HONEST[stage], stage=stage, reward=preset, num_users=num_users) for stage, preset in COLUMNS
+        user_rewards(world, HONEST[stage], stage=stage, reward=preset, num_users=num_users) for stage, preset in COLUMNS
     ]
-    lines.append("| *honest* | " + " | ".join(f"*{score:.3f}*" for score in honest) + " |")
+    lines.append("| *honest* | " + " | ".join(f"*{_mean(rewards):.3f}*" for rewards in honest) + " |")
     for name, policy in ZOO.items():
         cells = []
         for (stage, preset), bound in zip(COLUMNS, honest, strict=True):
-            score = mean_reward(world, policy, stage=stage, reward=preset, num_users=num_users)
-            cells.append(f"**{score:.3f}**" if score > bound + _TOLERANCE else f"{score:.3f}")
+            rewards = user_rewards(world, policy, stage=stage, reward=preset, num_users=num_users)
+            cells.append(f"**{_mean(rewards):.3f}**" if earns_more(rewards, bound) else f"{_mean(rewards):.3f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _mean(rewards: Sequence[float]) -> float:
+    return sum(rewards) / len(rewards)
 
 
 def put_table(page: str, dataset: str, text: str) -> str:

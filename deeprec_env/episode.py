@@ -36,12 +36,12 @@ class Turn(NamedTuple):
     @property
     def is_answered_search(self) -> bool:
         """Whether the recommender was called."""
-        return self.kind is ActionKind.SEARCH and self.malformed_reason is None
+        return self.kind is SEARCH and self.malformed_reason is None
 
     @property
     def reward(self) -> float:
         """What the step paid."""
-        return sum(self.reward_terms.values(), start=0.0)
+        return sum(self.reward_terms.values(), 0.0)
 
 
 class Effect(Enum):
@@ -51,6 +51,11 @@ class Effect(Enum):
     """The recommender is called, and the episode goes on."""
     TERMINATES = "terminates"
     TRUNCATES = "truncates"
+
+
+SEARCH, RECOMMEND, MALFORMED = ActionKind
+RETRIEVES, TERMINATES, TRUNCATES = Effect
+"""As plain names: a member that is read through its class costs as much as a call, several times a step."""
 
 
 class Verdict(NamedTuple):
@@ -65,7 +70,7 @@ class Verdict(NamedTuple):
     @property
     def retrieves(self) -> bool:
         """Whether the recommender is to be called."""
-        return self.effect is Effect.RETRIEVES
+        return self.effect is RETRIEVES
 
 
 @dataclass(slots=True, eq=False)
@@ -146,10 +151,10 @@ class Episode:
         """Record a finished turn, whose candidates have been seen."""
         self.turns.append(turn)
         self.num_chars += len(turn.action) + len(turn.observation)
-        if verdict.effect is Effect.RETRIEVES:
+        if verdict.effect is RETRIEVES:
             self.num_searches += 1
         else:
-            self.terminated = verdict.effect is Effect.TERMINATES
+            self.terminated = verdict.effect is TERMINATES
             self.truncated = not self.terminated
             self.outcome = outcome
 
@@ -165,20 +170,20 @@ def judge(episode: Episode, action: str, config: GameConfig) -> Verdict:
         raise EpisodeEnded(f"expected a running episode, got one that ended after {num_turns} turns; reset it first")
     num_chars = len(action)
     if num_chars > config.max_action_chars or episode.num_chars + num_chars > config.max_episode_chars:
-        return Verdict(ActionKind.MALFORMED, Effect.TRUNCATES, malformed_reason=MalformedReason.TEXT_BUDGET)
-    match parse_action(action):
-        case Search(preference):
+        return Verdict(MALFORMED, TRUNCATES, malformed_reason=MalformedReason.TEXT_BUDGET)
+    parsed = parse_action(action)
+    match parsed:
+        case Search():
             if episode.num_searches < config.max_turns:
-                return Verdict(ActionKind.SEARCH, Effect.RETRIEVES, preference)
-            reason = MalformedReason.SEARCH_BUDGET
-            return Verdict(ActionKind.SEARCH, Effect.TRUNCATES, preference, malformed_reason=reason)
-        case Recommend(titles, reasoning):
-            problem = _recommend_problem(episode, titles, reasoning, config)
-            return Verdict(ActionKind.RECOMMEND, Effect.TERMINATES, None, titles, problem)
-        case Malformed(reason):
+                return Verdict(SEARCH, RETRIEVES, parsed.preference)
+            return Verdict(SEARCH, TRUNCATES, parsed.preference, malformed_reason=MalformedReason.SEARCH_BUDGET)
+        case Recommend():
+            problem = _recommend_problem(episode, parsed.titles, parsed.reasoning, config)
+            return Verdict(RECOMMEND, TERMINATES, None, parsed.titles, problem)
+        case Malformed():
             if isinstance(action, CutAction):
-                return Verdict(ActionKind.MALFORMED, Effect.TRUNCATES, malformed_reason=action.reason)
-            return Verdict(ActionKind.MALFORMED, Effect.TERMINATES, malformed_reason=reason)
+                return Verdict(MALFORMED, TRUNCATES, malformed_reason=action.reason)
+            return Verdict(MALFORMED, TERMINATES, malformed_reason=parsed.reason)
 
 
 def _recommend_problem(

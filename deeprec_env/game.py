@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from deeprec_env.config import SPLITS, GameConfig
-from deeprec_env.episode import Effect, Episode, Turn, Verdict, judge
+from deeprec_env.episode import RETRIEVES, Episode, Turn, Verdict, judge
 from deeprec_env.errors import unknown_name
 from deeprec_env.infos import step_infos
 from deeprec_env.prompts import render_prompt
@@ -109,7 +109,8 @@ class Game:
         candidates = self._retrieve(episodes, verdicts)
         self._embed(episodes, actions, verdicts)
         turns = list(map(self._turn, episodes, actions, verdicts, candidates))
-        outcomes = list(map(self._outcome, episodes, verdicts))
+        ends = [verdict.effect is not RETRIEVES for verdict in verdicts]
+        outcomes = [self._outcome(e, v) if end else None for e, v, end in zip(episodes, verdicts, ends, strict=True)]
         due = self._scorer.due(episodes, turns, outcomes)
         for episode, turn, verdict, outcome, totals in zip(episodes, turns, verdicts, outcomes, due, strict=True):
             pay(episode, totals, turn.reward_terms)
@@ -118,7 +119,7 @@ class Game:
 
     def _retrieve(self, episodes: Sequence[Episode], verdicts: Sequence[Verdict]) -> list[tuple[int, ...]]:
         """Return each episode's candidates, () where nothing is searched."""
-        searching = [place for place, verdict in enumerate(verdicts) if verdict.effect is Effect.RETRIEVES]
+        searching = [place for place, verdict in enumerate(verdicts) if verdict.effect is RETRIEVES]
         found: list[tuple[int, ...]] = [()] * len(episodes)
         if searching:
             config = self.config
@@ -134,7 +135,7 @@ class Game:
         """Add to each episode the embeddings that its reward will look up."""
         wanted = self._scorer.texts(episodes, actions, verdicts)
         if wanted:
-            texts = list(dict.fromkeys(text for _, text in wanted))
+            texts = list(dict.fromkeys([text for _, text in wanted]))
             vectors = dict(zip(texts, self.world.encoder.encode(texts), strict=True))
             for episode, text in wanted:
                 episode.embeddings[text] = vectors[text]
@@ -142,17 +143,14 @@ class Game:
     def _turn(self, episode: Episode, action: str, verdict: Verdict, found: tuple[int, ...]) -> Turn:
         """Return the turn, its rewards not filled in yet."""
         observation, num_new = "", 0
-        if verdict.effect is Effect.RETRIEVES:
-            items = self.world.items
-            shown = [items[item_id] for item_id in found]
+        if verdict.effect is RETRIEVES:
+            shown = list(map(self.world.items.__getitem__, found))
             observation = render_items(shown, show_attributes=self.config.show_attributes)
             num_new = episode.see(found)
         return Turn(action, observation, verdict.kind, verdict.preference, found, num_new, {}, verdict.malformed_reason)
 
-    def _outcome(self, episode: Episode, verdict: Verdict) -> Outcome | None:
-        """Return how the episode ends; None if it goes on."""
-        if verdict.effect is Effect.RETRIEVES:
-            return None
+    def _outcome(self, episode: Episode, verdict: Verdict) -> Outcome:
+        """Return how the episode ends, which it does by this action."""
         return build_outcome(
             verdict.titles,
             target=episode.target,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deeprec_env.episode import Episode
 from deeprec_env.rewards.outcome import INFO_FIELDS
@@ -45,6 +46,7 @@ def step_columns(episodes: Sequence[Episode]) -> Columns:
     turns = [episode.turns[-1] for episode in episodes]
     targets = [episode.target for episode in episodes]
     found = [turn.candidate_ids for turn in turns]
+    seen = [episode.target in episode.seen for episode in episodes]
     return {
         "turn": [len(episode.turns) for episode in episodes],
         "action_kind": [str(turn.kind) for turn in turns],
@@ -54,8 +56,11 @@ def step_columns(episodes: Sequence[Episode]) -> Columns:
         "reward_terms": {name: [turn.reward_terms[name] for turn in turns] for name in turns[0].reward_terms},
         "oracle": {
             "target_id": targets,
-            "target_rank": [ids.index(item) + 1 if item in ids else 0 for item, ids in zip(targets, found)],
-            "target_in_pool": [episode.target in episode.seen for episode in episodes],
+            "target_rank": [
+                ids.index(item) + 1 if was_seen and item in ids else 0
+                for item, ids, was_seen in zip(targets, found, seen)
+            ],
+            "target_in_pool": seen,
         },
     }
 
@@ -94,9 +99,13 @@ def put_columns(info: VectorInfo, columns: Columns, places: Sequence[int], *, nu
     Args:
         info: changed in place; empty at first.
         columns: a value for each place.
-        places: which sub-environments, in the columns' order; none of them has the keys yet.
+        places: which sub-environments, each once, ascending; none of them has the keys yet.
         num_envs: how many sub-environments there are.
     """
+    _put(info, columns, slice(None) if len(places) == num_envs else np.array(places, dtype=np.intp), num_envs)
+
+
+def _put(info: VectorInfo, columns: Columns, where: slice | NDArray[np.intp], num_envs: int) -> None:
     for name, column in columns.items():
         has_it = f"_{name}"
         is_dict = isinstance(column, dict)
@@ -105,13 +114,13 @@ def put_columns(info: VectorInfo, columns: Columns, places: Sequence[int], *, nu
             info[has_it] = np.zeros(num_envs, dtype=np.bool_)
             if not is_dict and info[name].dtype == object:
                 info[name].fill(None)
-        info[has_it][places] = True
+        info[has_it][where] = True
         if is_dict:
-            put_columns(info[name], column, places, num_envs=num_envs)
+            _put(info[name], column, where, num_envs)
         elif info[name].dtype == object:
-            info[name][places] = np.fromiter(column, dtype=object, count=len(column))
+            info[name][where] = np.fromiter(column, dtype=object, count=len(column))
         else:
-            info[name][places] = column
+            info[name][where] = column
 
 
 def _dtype_of(value: object) -> type:

@@ -173,9 +173,10 @@ class DeepRecVectorEnv(VectorEnv[Texts, Sequence[str], NDArray[Any]]):
         turns = self.game.play(episodes, [actions[place] for place in places])
         rewards = np.zeros(self.num_envs, dtype=np.float64)
         terminated, truncated = np.zeros((2, self.num_envs), dtype=np.bool_)
-        rewards[places] = [turn.reward for turn in turns]
-        terminated[places] = [episode.terminated for episode in episodes]
-        truncated[places] = [episode.truncated for episode in episodes]
+        played = np.array(places, dtype=np.intp)
+        rewards[played] = [turn.reward for turn in turns]
+        terminated[played] = [episode.terminated for episode in episodes]
+        truncated[played] = [episode.truncated for episode in episodes]
         for place, turn in zip(places, turns, strict=True):
             self._observations[place] = turn.observation
         ended = np.flatnonzero(terminated | truncated).tolist()

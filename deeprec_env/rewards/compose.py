@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from deeprec_env.episode import Effect, Episode, Turn, Verdict
+from deeprec_env.episode import RETRIEVES, Episode, Turn, Verdict
 from deeprec_env.rewards import paper, process
 from deeprec_env.rewards.config import RewardConfig
 from deeprec_env.rewards.outcome import Outcome, hit_reward, mean_similarities
@@ -52,9 +52,10 @@ def pay(episode: Episode, due: Mapping[str, float], terms: dict[str, float]) -> 
     """Put into terms what each pays now, the total due, on the grid, less what has been paid; note it as paid."""
     paid = episode.paid
     for name, total in due.items():
-        on_grid = round(total * _GRID) / _GRID if total else 0.0
-        terms[name] = on_grid - paid[name] if name in paid else on_grid
-        paid[name] = on_grid
+        if total:
+            total = round(total * _GRID) / _GRID
+        terms[name] = total - paid[name] if name in paid else total
+        paid[name] = total
 
 
 def _coarse(value: float) -> float:
@@ -73,6 +74,7 @@ class StrictScorer:
         self._config = config
         self._stage = stage
         self._zeros = dict.fromkeys(config.terms(stage), 0.0)
+        self._pays_progress = "progress" in self._zeros
         self._invocation = [process.invocation_reward(n, config) for n in range(config.invocation_max + 1)]
 
     def texts(
@@ -81,8 +83,8 @@ class StrictScorer:
         """Return the preferences of the searches, where the stage pays for searching."""
         if self._stage != "cold":
             return []
-        searching = ((e, v) for e, v in zip(episodes, verdicts, strict=True) if v.effect is Effect.RETRIEVES)
-        return [(episode, verdict.preference or "") for episode, verdict in searching]
+        searching = zip(episodes, verdicts, strict=True)
+        return [(episode, verdict.preference or "") for episode, verdict in searching if verdict.effect is RETRIEVES]
 
     def due(
         self, episodes: Sequence[Episode], turns: Sequence[Turn], outcomes: Sequence[Outcome | None]
@@ -97,7 +99,7 @@ class StrictScorer:
                 self._add_process(total, episode, turn, outcome)
             elif outcome is not None:
                 ranked.append((total, episode.target, outcome))
-            if outcome is None and "progress" in total:
+            if self._pays_progress and outcome is None:
                 total["progress"] = self._progress(episode, turn)
         if ranked:
             self._add_ranking(*zip(*ranked))
@@ -112,10 +114,11 @@ class StrictScorer:
             preferences.add(text, episode.embeddings[text], num_new=turn.num_new_candidates, num_found=num_found)
         else:
             share = outcome.grounded_share
-        num_different = min(len(preferences.kept), self._config.invocation_max)
-        total["invocation"] = share * self._invocation[num_different]
-        if preferences.distance:
-            total["diversity"] = share * self._config.diversity_weight * _coarse(preferences.distance)
+        num_different = len(preferences.kept)
+        if num_different > 1:
+            config = self._config
+            total["invocation"] = share * self._invocation[min(num_different, config.invocation_max)]
+            total["diversity"] = share * config.diversity_weight * _coarse(preferences.distance)
 
     def _add_ranking(
         self, totals: Sequence[dict[str, float]], targets: Sequence[int], outcomes: Sequence[Outcome]

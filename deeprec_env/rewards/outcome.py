@@ -130,18 +130,24 @@ def build_outcome(
         pool: the items that the episode's searches have returned.
         well_formed: whether the episode ends as it should.
     """
-    seen: set[tuple[int, ...]] = {()}
-    titles = titles[:top_k]
-    item_ids = tuple([find(title) for title in titles])
-    duplicate: list[bool] = []
-    hit_rank = 0
-    for place, ids in enumerate(item_ids, start=1):
-        if target in ids and not hit_rank:
-            hit_rank = place
-        duplicate.append(bool(ids) and ids in seen)
-        seen.add(ids)
+    titles = tuple(titles[:top_k])
+    item_ids = tuple(map(find, titles))
+    hit_rank = next((place for place, ids in enumerate(item_ids, start=1) if target in ids), 0)
     retrieved = tuple([bool(ids) and (ids[0] in pool or any(i in pool for i in ids[1:])) for ids in item_ids])
-    return Outcome(well_formed, tuple(titles), item_ids, tuple(duplicate), retrieved, hit_rank, top_k)
+    return Outcome(well_formed, titles, item_ids, _repeats(item_ids), retrieved, hit_rank, top_k)
+
+
+def _repeats(item_ids: Sequence[tuple[int, ...]]) -> tuple[bool, ...]:
+    """Return whether each place names the same items as one before it; () names none."""
+    seen = set(item_ids)
+    if len(seen) == len(item_ids):
+        return (False,) * len(item_ids)
+    seen = {()}
+    repeats = []
+    for ids in item_ids:
+        repeats.append(bool(ids) and ids in seen)
+        seen.add(ids)
+    return tuple(repeats)
 
 
 def hit_reward(hit_rank: int, config: RewardConfig) -> float:

@@ -44,6 +44,10 @@ class Newness(StrEnum):
     """Its embedding is near to an earlier one's."""
 
 
+_NEW = Newness.NEW
+"""As a plain name, because it is read several times a search: through its class it costs as much as a call."""
+
+
 class JudgedSearch(NamedTuple):
     """A search and what `DistinctPreferences` made of it."""
 
@@ -63,9 +67,10 @@ class DistinctPreferences:
     __slots__ = (
         "_asked",
         "_cap",
-        "_dots",
+        "_dot_sum",
         "_min_new_share",
         "_near_duplicate",
+        "_num_pairs",
         "distance",
         "judged",
         "kept",
@@ -78,7 +83,8 @@ class DistinctPreferences:
         self._min_new_share = config.min_new_share
         self._cap = config.diversity_cap
         self._asked: dict[frozenset[str], str] = {}
-        self._dots: list[float] = []
+        self._dot_sum = 0.0
+        self._num_pairs = 0
         self.judged: list[JudgedSearch] = []
         """All searches, in order."""
         self.kept: list[str] = []
@@ -99,7 +105,7 @@ class DistinctPreferences:
         """
         judged = self._judge(preference, vector, num_new / num_found if num_found else 0.0)
         self.judged.append(judged)
-        if judged.newness is Newness.NEW:
+        if judged.newness is _NEW:
             self.kept.append(preference)
             self.vectors.append(vector)
         return judged
@@ -113,15 +119,16 @@ class DistinctPreferences:
         if share == 0.0 or share < self._min_new_share:
             return JudgedSearch(preference, Newness.FEW_NEW_CANDIDATES, None, None, share)
         self._asked[words] = preference
-        if not self.kept:
-            return JudgedSearch(preference, Newness.NEW, None, None, share)
-        dots = [float(vector.dot(other)) for other in self.vectors]
+        if not self.vectors:
+            return JudgedSearch(preference, _NEW, None, None, share)
+        dots = list(map(float, map(vector.dot, self.vectors)))
         nearest = max(dots)
         if nearest >= self._near_duplicate:
             return JudgedSearch(preference, Newness.NEAR, self.kept[dots.index(nearest)], nearest, share)
-        self._dots += dots
-        self.distance = capped_distance(self._dots, cap=self._cap)
-        return JudgedSearch(preference, Newness.NEW, None, nearest, share)
+        self._dot_sum = sum(dots, self._dot_sum)
+        self._num_pairs += len(dots)
+        self.distance = min(1.0 - self._dot_sum / self._num_pairs, self._cap)
+        return JudgedSearch(preference, _NEW, None, nearest, share)
 
 
 def invocation_reward(num_searches: int, config: RewardConfig) -> float:
