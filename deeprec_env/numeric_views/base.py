@@ -29,7 +29,9 @@ OWN_ORDER = ""
 """The preference that asks for the recommender's own order."""
 OWN_WEIGHT = 20.0
 RECENT = 10
-"""With OWN_WEIGHT chosen on the validation split of MovieLens-100K."""
+LATEST, LATEST_WEIGHT = 5, 0.4
+"""So many of the latest choices count once more, weighed so. All four chosen on the validation split of
+MovieLens-100K, where the second look at the latest choices gave +0.0055 (+0.0012 to +0.0098) in NDCG@10."""
 
 
 class SeenSearch(Protocol):
@@ -68,8 +70,8 @@ class SeenEpisode(Protocol):
 class NumericView(ABC):
     """What the two views share: what is seen of an episode, and the ranking of its pool.
 
-    The ranking goes by a fused score of the recommender: `own_weight` times its own for the history, plus its score for
-    each preference that was asked for. It looks at the latest choices only, where a search looks at the whole history.
+    The ranking goes by a fused score of the recommender: `own_weight` times its own for the latest choices, and a part
+    of that for the very latest, plus its score for each preference that was asked for.
     """
 
     observation_space: Dict
@@ -81,7 +83,8 @@ class NumericView(ABC):
         Args:
             game: the rules, and the world whose recommender gives the numbers.
             own_weight: weight of the recommender's own score in the final ranking; each search has 1.
-            recent: how many of the latest choices the final ranking looks at; all if None.
+            recent: how many of the latest choices the final ranking looks at, the last LATEST of them counting more;
+                all alike if None.
 
         Raises:
             TypeError: if the recommender is no TRM in this process.
@@ -173,9 +176,11 @@ class NumericView(ABC):
             starts.append(len(queries))
             history = episode.history if self._recent is None else episode.history[-self._recent :]
             asked = [turn.preference or OWN_ORDER for turn in episode.turns if turn.candidate_ids]
+            queries.append(RetrievalQuery(history[-LATEST:], OWN_ORDER))
             queries.extend(RetrievalQuery(history, preference) for preference in (OWN_ORDER, *asked))
         weights = np.ones(len(queries), dtype=np.float32)
-        weights[starts] = self._own_weight
+        weights[starts] = 0.0 if self._recent is None else self._own_weight * LATEST_WEIGHT
+        weights[np.array(starts, dtype=np.int64) + 1] = self._own_weight
         fused_ND = np.add.reduceat(weights[:, None] * self._trm.query_vectors(queries), starts, axis=0)
         return np.asarray(fused_ND @ self._trm.frozen.item_vectors.T, dtype=np.float32)
 

@@ -14,6 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 import deeprec_env  # noqa: F401  (registers the environments)
 from deeprec_env.env import DeepRecEnv
 from deeprec_env.game import Game
+from deeprec_env.numeric_views.base import LATEST, LATEST_WEIGHT
 from deeprec_env.numeric_views.menu import MenuView
 from deeprec_env.numeric_views.vector import VectorView
 from deeprec_env.protocol import ActionKind, render_search
@@ -148,15 +149,19 @@ def test_recommending_ranks_the_pool_by_the_fused_score() -> None:
     assert info["outcome"]["never_retrieved_titles"] == ()
 
 
-def test_the_ranking_looks_at_the_latest_choices_only() -> None:
-    menu = PreferenceMenu(_base(), num_phrases=6, own_weight=2.0, recent=3)
+@pytest.mark.parametrize("recent", [3, LATEST + 1])
+def test_the_ranking_looks_at_the_latest_choices_only(recent: int) -> None:
+    menu = PreferenceMenu(_base(), num_phrases=6, own_weight=2.0, recent=recent)
     menu.reset(seed=4)
     menu.step(2)
     episode = _episode(menu)
     retriever = menu.unwrapped.game.world.retriever  # type: ignore[attr-defined]
-    assert len(episode.history) > 3
-    queries = [RetrievalQuery(episode.history[-3:], preference) for preference in ("", menu.phrases[2])]
-    scores = retriever.frozen.item_vectors @ (np.array([2.0, 1.0]) @ retriever.query_vectors(queries))
+    assert len(episode.history) > recent
+    choices, latest = episode.history[-recent:], episode.history[-min(recent, LATEST) :]
+    asked = [(choices, ""), (choices, menu.phrases[2]), (latest, "")]
+    weights = np.array([2.0, 1.0, 2.0 * LATEST_WEIGHT])
+    queries = [RetrievalQuery(*what) for what in asked]
+    scores = retriever.frozen.item_vectors @ (weights @ retriever.query_vectors(queries))
     *_, info = menu.step(6)
     assert list(info["outcome"]["recommended_ids"]) == sorted(episode.pool, key=lambda item_id: -scores[item_id])[:10]
 
