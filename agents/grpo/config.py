@@ -97,10 +97,10 @@ class SftConfig:
     Malformed ones are never imitated."""
     min_reward: float = -math.inf
     """Dialogues that earned less in stage rec are left out."""
-    teacher: str = "heuristic?num_searches=1-3"
+    teacher: str = "heuristic?num_searches=1-3&empty_weight=12"
     """The imitated agent, as `deeprec` names agents; llm:FOLDER imitates a policy's own successes. A range of searches
-    leaves stage cold something to learn; its first search weighs most in its ranking, so that a micro model can follow
-    it."""
+    leaves stage cold something to learn; a large weight of the first search makes a ranking that a micro model can
+    follow: with the heuristic's own weight of 4 it is well-formed after SFT in 91 to 95 % of its episodes only."""
     max_users: int = 0
     """Users at most; 0 takes all."""
     num_drills: int = 8000
