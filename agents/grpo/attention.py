@@ -68,8 +68,9 @@ def pack_rows(ids_NT: Tensor, mask_NT: Tensor, *, share_prefixes: bool) -> Packi
     width = ids.shape[1]
     lengths = np.where(mask.any(axis=1), width - 1 - mask[:, ::-1].argmax(axis=1), 0)
     place = np.zeros((len(ids), max(1, int(lengths.max()))), dtype=np.int64)
-    # In the order of a dictionary no other row has more in common with a row than the one before it.
-    order = np.lexsort(ids.T[::-1]) if share_prefixes else np.arange(len(ids))
+    # In a dictionary's order of what is packed, no earlier row has more in common with a row than the one before it.
+    packed = np.where(np.arange(width) < lengths[:, None], ids, -1)
+    order = np.lexsort(packed.T[::-1]) if share_prefixes else np.arange(len(ids))
     homes: list[np.ndarray] = []
     count, previous = 0, -1
     for row in order[lengths[order] > 0]:
