@@ -34,7 +34,7 @@ def test_rescore_by_preset_and_by_file(rows: Path, tmp_path: Path, capsys: pytes
 
 
 def test_explain_rows_and_what_play_printed(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    user = sample_users(400, 6)[2]
+    user = sample_users(400, 6)[1]  # one whose further searches find something new
     said = _said(capsys, "explain", str(rows), "--agent", "heuristic", "--user", str(user), "--stage", "cold")
     assert f"user user-{user} (test), stage cold, strict rules" in said
     assert "asks for something new" in said
