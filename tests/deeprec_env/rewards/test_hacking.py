@@ -11,28 +11,28 @@ from tests.deeprec_env.rewards.zoo import HONEST, ZOO, earns_more, mean_reward, 
 from trm.errors import DatasetNotPrepared
 
 STAGES = ("cold", "rec")
-CHANCE = 0.05
-"""How far above the honest policy's mean, as a share of it, one may lie by the luck of the users drawn."""
+AS_GOOD = {
+    # Their first query asks for what the honest one asks for, and they rank what was found.
+    "rec": {"blank queries", "a word changed", "words shuffled", "every attribute as one query"},
+    # The stage pays for different searches and for ranking what they found; what they ask for is left to stage rec.
+    "cold": {"gibberish queries"},
+}
+"""Policies that do what is paid for: they may earn what the honest one earns, and more only by the users' luck."""
 PAPER_HOLES = {
-    "rec": ("one title ten times", "one title in ten spellings"),
+    "rec": ("one title ten times", "one title in ten spellings", "five titles twice"),
     "cold": ("gibberish queries, invented titles", "blank queries"),
 }
-"""Policies than which an honest one earns no more in `paper`, and clearly more in `strict`."""
 
 
 def _check(world: World, stage: str, *, num_users: int) -> None:
-    """Assert that none of the zoo earns more than the honest policy, and the ungrounded ones much less.
-
-    Some earn as much: in stage rec those whose first query is an honest one and that rank what it found; in stage cold
-    those whose queries differ in words and in what they find, for what they ask for is left to stage rec.
-    """
+    """Assert that the zoo earns less than the honest policy, and the ungrounded ones much less."""
     honest = user_rewards(world, HONEST[stage], stage=stage, num_users=num_users)
     rewards = {name: user_rewards(world, policy, stage=stage, num_users=num_users) for name, policy in ZOO.items()}
     scores = {name: sum(row) / len(row) for name, row in rewards.items()}
     mean = sum(honest) / len(honest)
     assert mean > 0.3
+    assert {name for name, score in scores.items() if score >= mean} <= AS_GOOD[stage]
     assert [name for name, row in rewards.items() if earns_more(row, honest)] == []
-    assert {name: score for name, score in scores.items() if score > (1 + CHANCE) * mean} == {}
     assert max(score for name, score in scores.items() if "malformed" in name or "invented" in name) < mean / 2
 
 
@@ -78,12 +78,9 @@ def test_nor_does_it_on_movielens_with_its_trm(stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_zoo_finds_the_holes_of_paper(stage: str) -> None:
     world = load_world("sample")
+    honest = mean_reward(world, HONEST[stage], stage=stage, reward="paper")
     for name in PAPER_HOLES[stage]:
-        for reward in ("paper", "strict"):
-            honest, hole = (
-                user_rewards(world, policy, stage=stage, reward=reward) for policy in (HONEST[stage], ZOO[name])
-            )
-            assert earns_more(honest, hole) == (reward == "strict"), (name, reward)
+        assert mean_reward(world, ZOO[name], stage=stage, reward="paper") > honest, name
 
 
 def test_the_zoo_is_large() -> None:
