@@ -64,7 +64,7 @@ def test_real_data_have_the_holes_of_paper_too(movielens: World) -> None:
 
 
 KNOWN_SHORTFALL = pytest.mark.xfail(
-    reason="six policies that vary one query lie above the honest one: in stage rec another search is as good as its own"
+    reason="six policies that vary one query lie above the honest one: in rec another search is as good as its own"
 )
 
 
