@@ -119,6 +119,11 @@ class EpisodeView:
         """int64 [num_items + 1]: interactions an item in the training part of the data; not to be written to."""
         return self.__popularity
 
+    @property
+    def trend(self) -> IntArray:
+        """int64 [num_items + 1]: how often an item is among the latest training choices of any user; read-only."""
+        return self.__game.world.splits.trend
+
     def rng(self) -> np.random.Generator:
         """Return a generator that depends on the seed and the number of finished turns only."""
         return np.random.default_rng([self.__seed, self.num_turns])

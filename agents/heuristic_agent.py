@@ -34,6 +34,7 @@ class HeuristicAgent(RuleAgent):
         empty_weight: float = 4.0,
         rank_offset: float = 5.0,
         recent: int = 10,
+        trend_weight: float = 0.0,
         name: str | None = None,
     ) -> None:
         """Build the agent.
@@ -43,21 +44,24 @@ class HeuristicAgent(RuleAgent):
             empty_weight: the weight of the search with an empty preference; every other search has 1.
             rank_offset: above 0; the larger, the more agreement counts and the less the first places.
             recent: how many of the last items are the recent choices.
+            trend_weight: an item scores besides this times log(1 + how often it is among all users' latest choices).
             name: how it is called in tables; by default from the options that differ.
 
         Raises:
             AgentError: if an option is out of its range.
         """
         self._low, self._high = _parse_range(num_searches)
-        if empty_weight < 0 or rank_offset <= 0 or recent < 1:
+        if empty_weight < 0 or rank_offset <= 0 or recent < 1 or trend_weight < 0:
             raise AgentError(
-                "the heuristic agent wants empty_weight >= 0, rank_offset > 0 and recent >= 1, "
-                f"got {empty_weight}, {rank_offset} and {recent}"
+                "the heuristic agent wants empty_weight >= 0, rank_offset > 0, recent >= 1 and trend_weight >= 0, "
+                f"got {empty_weight}, {rank_offset}, {recent} and {trend_weight}"
             )
         self._empty_weight, self._rank_offset, self._recent = empty_weight, rank_offset, recent
+        self._trend_weight = trend_weight
         searches = str(self._low) if self._low == self._high else f"{self._low}-{self._high}"
-        self.name = name or ("heuristic" if searches == str(NUM_SEARCHES) else f"heuristic ({searches} searches)")
-        self.fingerprint = f"{searches} {empty_weight} {rank_offset} {recent}"
+        differs = [f"{searches} searches"] * (searches != str(NUM_SEARCHES)) + ["trend"] * (trend_weight > 0)
+        self.name = name or ("heuristic" + (f" ({', '.join(differs)})" if differs else ""))
+        self.fingerprint = f"{searches} {empty_weight} {rank_offset} {recent} {trend_weight}"
 
     def plan(self, view: EpisodeView) -> Sequence[Step]:
         """Return the empty preference first, and then different facets of the history."""
@@ -71,7 +75,8 @@ class HeuristicAgent(RuleAgent):
 
     def rank(self, view: EpisodeView) -> Iterable[int]:
         """Return the pool by falling fused score, equal scores by first appearance; popular items after it."""
-        scores = dict.fromkeys(view.pool, 0.0)
+        trend = self._trend_weight * np.log1p(view.trend) if self._trend_weight else np.zeros(len(view.popularity))
+        scores = {item_id: float(trend[item_id]) for item_id in view.pool}
         for turn in view.turns:
             weight = 1.0 if turn.preference else self._empty_weight
             for place, item_id in enumerate(turn.candidate_ids, start=1):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deeprec_env.env import DeepRecEnv
 from deeprec_env.episode import Episode
-from deeprec_env.numeric_views.base import OWN_ORDER, OWN_WEIGHT, RECENT, NumericObs, NumericView
+from deeprec_env.numeric_views.base import OWN_ORDER, OWN_WEIGHT, RECENT, TREND_WEIGHT, NumericObs, NumericView
 from deeprec_env.numeric_views.menu import MenuView
 from deeprec_env.numeric_views.vector import VectorView
 from deeprec_env.spaces import TextSpace
@@ -116,6 +116,7 @@ class PreferenceMenu(_NumericWrapper, gym.utils.RecordConstructorArgs):
         num_phrases: int = 32,
         own_weight: float = OWN_WEIGHT,
         recent: int | None = RECENT,
+        trend_weight: float = TREND_WEIGHT,
     ) -> None:
         """Wrap a DeepRecEnv whose recommender is a TRM in this process.
 
@@ -123,16 +124,21 @@ class PreferenceMenu(_NumericWrapper, gym.utils.RecordConstructorArgs):
             env: the text environment.
             num_phrases: entries of the menu, the empty one included; fewer where the catalogue has fewer attributes.
             own_weight: weight of the recommender's own score in the final ranking; each search has 1.
-            recent: how many of the latest choices the final ranking looks at; all if None. Both defaults were chosen on
-                the validation split of MovieLens-100K.
+            recent: how many of the latest choices the final ranking looks at; all if None.
+            trend_weight: of what all users chose lately in the final ranking. The three defaults were chosen on the
+                validation split of MovieLens-100K.
 
         Raises:
             TypeError: if the environment or its recommender is another.
             ValueError: if a number is too small.
         """
-        gym.utils.RecordConstructorArgs.__init__(self, num_phrases=num_phrases, own_weight=own_weight, recent=recent)
+        gym.utils.RecordConstructorArgs.__init__(
+            self, num_phrases=num_phrases, own_weight=own_weight, recent=recent, trend_weight=trend_weight
+        )
         game = _text_env(env).game
-        self._menu = MenuView(game, num_phrases=num_phrases, own_weight=own_weight, recent=recent)
+        self._menu = MenuView(
+            game, num_phrases=num_phrases, own_weight=own_weight, recent=recent, trend_weight=trend_weight
+        )
         super().__init__(env, self._menu)
 
     @property
@@ -165,6 +171,7 @@ class PreferenceVector(_NumericWrapper, gym.utils.RecordConstructorArgs):
         num_components: int | None = None,
         own_weight: float = OWN_WEIGHT,
         recent: int | None = RECENT,
+        trend_weight: float = TREND_WEIGHT,
     ) -> None:
         """Wrap a DeepRecEnv whose recommender is a TRM in this process. The environment's game is replaced by its like.
 
@@ -173,14 +180,17 @@ class PreferenceVector(_NumericWrapper, gym.utils.RecordConstructorArgs):
             num_components: length of a preference; the text encoder's dimension if None.
             own_weight: as for PreferenceMenu.
             recent: as for PreferenceMenu.
+            trend_weight: as for PreferenceMenu.
 
         Raises:
             TypeError: if the environment or its recommender is another.
             ValueError: if a number is out of its range.
         """
         gym.utils.RecordConstructorArgs.__init__(
-            self, num_components=num_components, own_weight=own_weight, recent=recent
+            self, num_components=num_components, own_weight=own_weight, recent=recent, trend_weight=trend_weight
         )
         game = _text_env(env).game
-        view = VectorView(game, num_components=num_components, own_weight=own_weight, recent=recent)
+        view = VectorView(
+            game, num_components=num_components, own_weight=own_weight, recent=recent, trend_weight=trend_weight
+        )
         super().__init__(env, view)

@@ -30,8 +30,12 @@ OWN_ORDER = ""
 OWN_WEIGHT = 20.0
 RECENT = 10
 LATEST, LATEST_WEIGHT = 5, 0.4
-"""So many of the latest choices count once more, weighed so. All four chosen on the validation split of
-MovieLens-100K, where the second look at the latest choices gave +0.0055 (+0.0012 to +0.0098) in NDCG@10."""
+"""So many of the latest choices count once more, weighed so."""
+TREND_WEIGHT = 0.03
+"""Of what all users chose lately, see NumericView.
+
+All five chosen on the validation split of MovieLens-100K, where the second look at the latest choices gives +0.0055
+(standard error 0.0022) in NDCG@10 over the whole catalogue, and with the trend +0.0125 (0.0032)."""
 
 
 class SeenSearch(Protocol):
@@ -70,14 +74,21 @@ class SeenEpisode(Protocol):
 class NumericView(ABC):
     """What the two views share: what is seen of an episode, and the ranking of its pool.
 
-    The ranking goes by a fused score of the recommender: `own_weight` times its own for the latest choices, and a part
-    of that for the very latest, plus its score for each preference that was asked for.
+    The ranking goes by a fused score: `own_weight` times the recommender's own for the latest choices, a part of that
+    for the very latest and for what all users chose lately, plus its score for each preference that was asked for.
     """
 
     observation_space: Dict
     action_space: Space[Any]
 
-    def __init__(self, game: Game, *, own_weight: float = OWN_WEIGHT, recent: int | None = RECENT) -> None:
+    def __init__(
+        self,
+        game: Game,
+        *,
+        own_weight: float = OWN_WEIGHT,
+        recent: int | None = RECENT,
+        trend_weight: float = TREND_WEIGHT,
+    ) -> None:
         """Bind the view to a game.
 
         Args:
@@ -85,19 +96,24 @@ class NumericView(ABC):
             own_weight: weight of the recommender's own score in the final ranking; each search has 1.
             recent: how many of the latest choices the final ranking looks at, the last LATEST of them counting more;
                 all alike if None.
+            trend_weight: of the logarithm of 1 + how often an item is among all users' latest training choices, times
+                own_weight.
 
         Raises:
             TypeError: if the recommender is no TRM in this process.
-            ValueError: if own_weight or recent is out of its range.
+            ValueError: if own_weight, recent or trend_weight is out of its range.
         """
         if not own_weight >= 0:
             raise ValueError(f"expected own_weight to be at least 0, got {own_weight!r}")
+        if not trend_weight >= 0:
+            raise ValueError(f"expected trend_weight to be at least 0, got {trend_weight!r}")
         if recent is not None and recent < 1:
             raise ValueError(f"expected recent to be at least 1 or None, got {recent!r}")
         recommender(game.world)
         self.game = game
         self._own_weight = own_weight
         self._recent = recent
+        self._trend_I = (trend_weight * own_weight * np.log1p(game.world.splits.trend)).astype(np.float32)
 
     @abstractmethod
     def observe(self, episodes: Sequence[SeenEpisode]) -> NumericObs:
@@ -169,7 +185,7 @@ class NumericView(ABC):
         return [sorted(set(best) - pool) for best, pool in zip(best_NK, pools, strict=True)]
 
     def _fused_scores(self, episodes: Sequence[SeenEpisode]) -> FloatArray:
-        """Return every item's weighted sum of the scores of all searches and the recommender's own, float32 [N, I]."""
+        """Return every item's weighted sum of all searches' scores, the recommender's own and the trend, [N, I]."""
         queries: list[RetrievalQuery] = []
         starts = []
         for episode in episodes:
@@ -182,7 +198,9 @@ class NumericView(ABC):
         weights[starts] = 0.0 if self._recent is None else self._own_weight * LATEST_WEIGHT
         weights[np.array(starts, dtype=np.int64) + 1] = self._own_weight
         fused_ND = np.add.reduceat(weights[:, None] * self._trm.query_vectors(queries), starts, axis=0)
-        return np.asarray(fused_ND @ self._trm.frozen.item_vectors.T, dtype=np.float32)
+        scores_NI = fused_ND @ self._trm.frozen.item_vectors.T
+        scores_NI += self._trend_I
+        return np.asarray(scores_NI, dtype=np.float32)
 
     def _recommend(self, episodes: Sequence[SeenEpisode]) -> list[str]:
         """Return the recommendations of the best of each pool; should it be too small, the catalogue's next best."""

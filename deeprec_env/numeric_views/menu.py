@@ -13,7 +13,15 @@ from gymnasium.spaces import Box, Dict, Discrete
 from numpy.typing import NDArray
 
 from deeprec_env.game import Game
-from deeprec_env.numeric_views.base import OWN_ORDER, OWN_WEIGHT, RECENT, NumericObs, NumericView, SeenEpisode
+from deeprec_env.numeric_views.base import (
+    OWN_ORDER,
+    OWN_WEIGHT,
+    RECENT,
+    TREND_WEIGHT,
+    NumericObs,
+    NumericView,
+    SeenEpisode,
+)
 from deeprec_env.protocol import render_search
 from trm.data.catalog import Catalog
 from trm.preferences import PreferenceWriter
@@ -32,6 +40,7 @@ class MenuView(NumericView):
         num_phrases: int = 32,
         own_weight: float = OWN_WEIGHT,
         recent: int | None = RECENT,
+        trend_weight: float = TREND_WEIGHT,
     ) -> None:
         """Write the menu.
 
@@ -40,6 +49,7 @@ class MenuView(NumericView):
             num_phrases: entries of the menu, the empty one included; fewer where the catalogue has fewer attributes.
             own_weight: as for NumericView.
             recent: as for NumericView.
+            trend_weight: as for NumericView.
 
         Raises:
             TypeError: if the recommender is no TRM in this process.
@@ -47,7 +57,7 @@ class MenuView(NumericView):
         """
         if num_phrases < 1:
             raise ValueError(f"expected num_phrases to be at least 1, got {num_phrases}")
-        super().__init__(game, own_weight=own_weight, recent=recent)
+        super().__init__(game, own_weight=own_weight, recent=recent, trend_weight=trend_weight)
         catalog = game.world.catalog
         self.phrases: tuple[str, ...] = (OWN_ORDER, *PreferenceWriter(catalog).phrases(num_phrases - 1))
         self._carries_IM = _phrase_table(catalog, self.phrases)

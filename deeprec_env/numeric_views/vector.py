@@ -16,6 +16,7 @@ from deeprec_env.numeric_views.base import (
     OWN_ORDER,
     OWN_WEIGHT,
     RECENT,
+    TREND_WEIGHT,
     NumericObs,
     NumericView,
     SeenEpisode,
@@ -39,6 +40,7 @@ class VectorView(NumericView):
         num_components: int | None = None,
         own_weight: float = OWN_WEIGHT,
         recent: int | None = RECENT,
+        trend_weight: float = TREND_WEIGHT,
     ) -> None:
         """Make the game's like whose recommender hears vectors.
 
@@ -47,13 +49,14 @@ class VectorView(NumericView):
             num_components: length of a preference; the text encoder's dimension if None.
             own_weight: as for NumericView.
             recent: as for NumericView.
+            trend_weight: as for NumericView.
 
         Raises:
             TypeError: if the recommender is no TRM in this process.
             ValueError: if a number is out of its range.
         """
         world = spoken_world(game.world)
-        super().__init__(Game(world, game.config), own_weight=own_weight, recent=recent)
+        super().__init__(Game(world, game.config), own_weight=own_weight, recent=recent, trend_weight=trend_weight)
         self._encoder = world.encoder
         self._basis_CP = _main_directions(world.item_text_vectors[1:], num_components)
         self._phrases = PreferenceWriter(world.catalog).phrases(64)

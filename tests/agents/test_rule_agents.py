@@ -115,6 +115,20 @@ def test_heuristic_fuses_by_weighted_reciprocal_rank() -> None:
     assert episode.outcome.recommended_ids[:7] == (41, 42, 43, 60, 52, 44, 45)
 
 
+def test_heuristic_lifts_what_all_users_chose_lately() -> None:
+    world = build_fake_world()
+    world.retriever = ListedRetriever(tuple(range(41, 53)), ())
+    plain, trendy = HeuristicAgent(num_searches=1), HeuristicAgent(num_searches=1, trend_weight=1.0)
+    orders = []
+    for agent in (plain, trendy):
+        (episode,) = play(Game(world), agent, [0], split="test")
+        assert episode.outcome is not None
+        orders.append(episode.outcome.recommended_ids)
+    scores = {item: 4 / (5 + place) + np.log1p(world.splits.trend[item]) for place, item in enumerate(range(41, 53), 1)}
+    assert orders[0] == tuple(range(41, 51))
+    assert orders[1] == tuple(sorted(scores, key=lambda item: -scores[item])[:10]) != orders[0]
+
+
 @pytest.mark.parametrize("options", [{"num_searches": 0}, {"num_searches": "5-2"}, {"num_searches": True}])
 def test_heuristic_refuses_what_is_no_number_of_searches(options: dict[str, object]) -> None:
     with pytest.raises(AgentError, match="num_searches"):
@@ -126,8 +140,9 @@ def test_first_titles_never_repeat_a_shared_title(world: World) -> None:
 
 
 def test_options_that_differ_give_another_name_or_fingerprint() -> None:
-    agents = [HeuristicAgent(), HeuristicAgent(num_searches=2), HeuristicAgent(empty_weight=9.0)]
-    assert len({(agent.name, agent.fingerprint) for agent in agents}) == 3
+    options = ({}, {"num_searches": 2}, {"empty_weight": 9.0}, {"trend_weight": 0.5})
+    agents = [HeuristicAgent(**each) for each in options]  # type: ignore[arg-type]
+    assert len({(agent.name, agent.fingerprint) for agent in agents}) == 4
     assert agents[0].name == "heuristic"
 
 

@@ -14,7 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 import deeprec_env  # noqa: F401  (registers the environments)
 from deeprec_env.env import DeepRecEnv
 from deeprec_env.game import Game
-from deeprec_env.numeric_views.base import LATEST, LATEST_WEIGHT
+from deeprec_env.numeric_views.base import LATEST, LATEST_WEIGHT, TREND_WEIGHT
 from deeprec_env.numeric_views.menu import MenuView
 from deeprec_env.numeric_views.vector import VectorView
 from deeprec_env.protocol import ActionKind, render_search
@@ -139,7 +139,7 @@ def test_recommending_ranks_the_pool_by_the_fused_score() -> None:
     episode = _episode(menu)
     retriever = menu.unwrapped.game.world.retriever  # type: ignore[attr-defined]
     history = episode.history
-    scores = np.zeros(retriever.frozen.num_items + 1)
+    scores = 2.0 * TREND_WEIGHT * np.log1p(menu.unwrapped.game.world.splits.trend)  # type: ignore[attr-defined]
     for preference, weight in (("", 2.0), (menu.phrases[2], 1.0), (menu.phrases[4], 1.0)):
         query = retriever.query_vectors([RetrievalQuery(history, preference)])[0]
         scores += weight * (retriever.frozen.item_vectors @ query)
@@ -162,12 +162,13 @@ def test_the_ranking_looks_at_the_latest_choices_only(recent: int) -> None:
     weights = np.array([2.0, 1.0, 2.0 * LATEST_WEIGHT])
     queries = [RetrievalQuery(*what) for what in asked]
     scores = retriever.frozen.item_vectors @ (weights @ retriever.query_vectors(queries))
+    scores += 2.0 * TREND_WEIGHT * np.log1p(menu.unwrapped.game.world.splits.trend)  # type: ignore[attr-defined]
     *_, info = menu.step(6)
     assert list(info["outcome"]["recommended_ids"]) == sorted(episode.pool, key=lambda item_id: -scores[item_id])[:10]
 
 
 def test_what_is_missing_from_the_pool() -> None:
-    menu = PreferenceMenu(_base(), num_phrases=12, recent=None)
+    menu = PreferenceMenu(_base(), num_phrases=12, recent=None, trend_weight=0.0)
     start, _ = menu.reset(seed=1)
     assert start["progress"].tolist() == [0.0, 0.0, 0.0, 0.0]
     table = _carried(menu)
@@ -206,7 +207,7 @@ def test_many_episodes_are_seen_as_each_alone(view_class: Callable[..., Any]) ->
 
 
 def test_own_order_alone_recommends_what_it_found() -> None:
-    menu = PreferenceMenu(_base(), num_phrases=12, recent=None)
+    menu = PreferenceMenu(_base(), num_phrases=12, recent=None, trend_weight=0.0)
     menu.reset(seed=1)
     *_, info = menu.step(0)
     *_, end = menu.step(12)
@@ -301,6 +302,8 @@ def test_misuse(world: World) -> None:
         PreferenceVector(_base(), recent=0)
     with pytest.raises(ValueError, match="own_weight"):
         PreferenceMenu(_base(), own_weight=-1.0)
+    with pytest.raises(ValueError, match="trend_weight"):
+        PreferenceMenu(_base(), trend_weight=-1.0)
     with pytest.raises(ValueError, match="num_components"):
         PreferenceVector(_base(), num_components=10_000)
     menu, vector = _menu(), _vector()

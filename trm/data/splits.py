@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,6 +13,8 @@ from trm.types import IntArray
 
 Split = Literal["train", "valid", "test"]
 
+LATEST_CHOICES = 5
+"""Of each user, so many of the last training items make the trend."""
 MIN_INTERACTIONS = 3
 """A user with fewer has no item left for each of the three splits and is left out."""
 
@@ -99,6 +102,17 @@ class LeaveOneOut:
         """Return how often each item occurs in the training sequences: int64 [num_items + 1], 0 for PAD."""
         sequences = [self.train_sequence(user) for user in range(self.num_users)]
         return np.bincount(np.concatenate(sequences), minlength=self.num_items + 1).astype(np.int64)
+
+    @cached_property
+    def trend(self) -> IntArray:
+        """How many users have each item among their LATEST_CHOICES last training items: int64 [num_items + 1].
+
+        A user who took one twice counts twice. Read-only; 0 for PAD.
+        """
+        latest = [self.train_sequence(user)[-LATEST_CHOICES:] for user in range(self.num_users)]
+        counts = np.bincount(np.concatenate(latest), minlength=self.num_items + 1).astype(np.int64)
+        counts.flags.writeable = False
+        return counts
 
     def _sequence(self, user_index: int) -> IntArray:
         if not 0 <= user_index < self.num_users:
