@@ -26,12 +26,14 @@ _GGUF = ".gguf"
 _FORMS = f"a folder, a {_GGUF} file, a model name of the hub, or {PACKAGE_PREFIX}NAME of an installed package"
 
 
-def load_pretrained(source: str, *, max_tokens: int) -> Policy:
+def load_pretrained(source: str, *, max_tokens: int, with_tags: bool = True) -> Policy:
     """Return the model in float32 with the tags in its vocabulary; the same for every process.
 
     Args:
         source: a folder in Hugging Face format, a GGUF file, a model name of the hub, or "package:NAME".
         max_tokens: the longest sequence that is wanted; a longer one of the model's is cut to it.
+        with_tags: whether the game's tags are added. They are likely tokens until training says when they are meant, so
+            a model that is to speak as it is must go without them.
 
     Raises:
         AgentError: if there is no such model, or it cannot be read.
@@ -48,7 +50,8 @@ def load_pretrained(source: str, *, max_tokens: int) -> Policy:
     if gguf_file:
         model = _plain(model)
     _limit_length(model, max_tokens)
-    add_tags(model, tokenizer)
+    if with_tags:
+        add_tags(model, tokenizer)
     return Policy(model, tokenizer)
 
 

@@ -13,6 +13,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl
 
@@ -32,14 +33,24 @@ _MAX_CONTEXT = 2048
 """Tokens of a question and its answer at most."""
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a model said to a question."""
+
+    asked: Asked
+    text: str
+    is_cut: bool = False
+    """Whether it ran into the limit of tokens, so that its last line is a piece."""
+
+
 class TextModel(Protocol):
     """Answers questions in words."""
 
     name: str
     """Stands in the file of what it wrote."""
 
-    def answer(self, asked: Sequence[Asked]) -> Iterator[tuple[Asked, str]]:
-        """Yield each question with its answer, in any order, as they come.
+    def answer(self, asked: Sequence[Asked]) -> Iterator[Reply]:
+        """Yield a reply to each question, in any order, as they come.
 
         Raises:
             AgentError: if the model cannot answer any more; what was yielded before is good.
@@ -55,7 +66,7 @@ class ChatModel:
         url: str,
         *,
         model: str | None = None,
-        temperature: float = 1.0,
+        temperature: float = 0.7,
         max_tokens: int = 256,
         concurrency: int = 16,
         max_requests: int | None = None,
@@ -96,13 +107,14 @@ class ChatModel:
         self._options = {"temperature": temperature, "max_tokens": max_tokens}
         self.name = f"chat {self._client.model}"
 
-    def answer(self, asked: Sequence[Asked]) -> Iterator[tuple[Asked, str]]:
+    def answer(self, asked: Sequence[Asked]) -> Iterator[Reply]:
         """See TextModel."""
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="chat") as pool:
             futures = {pool.submit(self._client.complete, one.messages, self._options): one for one in asked}
             try:
                 for future in as_completed(futures):
-                    yield futures[future], future.result().text
+                    reply = future.result()
+                    yield Reply(futures[future], reply.text, is_cut=reply.finish == "length")
             finally:
                 for future in futures:
                     future.cancel()
@@ -118,7 +130,7 @@ class EngineModel:
         *,
         name: str,
         max_context: int,
-        temperature: float = 1.0,
+        temperature: float = 0.7,
         max_tokens: int = 128,
     ) -> None:
         """Bind an engine.
@@ -140,7 +152,7 @@ class EngineModel:
         self._params = SamplingParams(max_tokens, frozenset(ends), temperature)
 
     @classmethod
-    def build(cls, model: str, *, engine: str = "hf", temperature: float = 1.0, max_tokens: int = 128) -> EngineModel:
+    def build(cls, model: str, *, engine: str = "hf", temperature: float = 0.7, max_tokens: int = 128) -> EngineModel:
         """Return the model of a folder, a file, the hub or a package.
 
         Raises:
@@ -149,7 +161,7 @@ class EngineModel:
         from agents.grpo.engines import Engine
         from agents.grpo.pretrained import load_pretrained
 
-        policy = load_pretrained(model, max_tokens=_MAX_CONTEXT)
+        policy = load_pretrained(model, max_tokens=_MAX_CONTEXT, with_tags=False)
         return cls(
             Engine(engine).follow(policy),
             policy.tokenizer,
@@ -159,15 +171,20 @@ class EngineModel:
             max_tokens=max_tokens,
         )
 
-    def answer(self, asked: Sequence[Asked]) -> Iterator[tuple[Asked, str]]:
+    def answer(self, asked: Sequence[Asked]) -> Iterator[Reply]:
         """See TextModel."""
-        from agents.grpo.generation.base import GenerationRequest
+        from agents.grpo.generation.base import FinishReason, GenerationRequest, streaming
 
         requests = [GenerationRequest(key, self._question(one), one.seed) for key, one in enumerate(asked)]
-        completions = self._generator.generate(requests, self._params)
-        self._generator.weights_changed()  # the next questions have nothing in common with these
-        for one, completion in zip(asked, completions, strict=True):
-            yield one, str(self._tokenizer.decode(list(completion.ids), skip_special_tokens=True))
+        generator = streaming(self._generator)
+        generator.submit(requests, self._params)
+        try:
+            while ended := generator.collect():
+                for key, completion in ended:
+                    text = self._tokenizer.decode(list(completion.ids), skip_special_tokens=True)
+                    yield Reply(asked[key], str(text), is_cut=completion.finish == FinishReason.LENGTH)
+        finally:
+            generator.abandon()
 
     def _question(self, asked: Asked) -> list[int]:
         messages = [dict(message) for message in asked.messages]

@@ -1,34 +1,60 @@
-"""What a language model is asked to write, and what is taken from its answer. Knows neither models nor files."""
+"""What a language model is asked to write. Knows neither models nor files.
+
+A question is a conversation: what a wish is, three subjects with wishes as they should be, and the subject that is
+meant. A small model writes essays and lists of titles without the examples.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trm.written_preferences import Prefix, hidden_titles, names_title
+from trm.written_preferences import Prefix
 
 if TYPE_CHECKING:
     from trm.data.dataset import Dataset
 
-VERSION = 1
+VERSION = 2
 """Of the wording; a file of texts is gone on with by the same one only."""
-MAX_CHARS = 300
-"""A longer line is no preference."""
 
 _SHOWN_ITEMS = 10
 _MAX_DESCRIPTION_CHARS = 400
-_BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+")
 _SYSTEM = (
-    "You write search wishes for a recommender. A wish is one line of 3 to 20 words in the words of the person who "
-    "asks: kinds, themes, moods, uses, makers. It never names a title. Write {count} wishes that differ in how much "
-    "they say, one a line, and nothing else."
+    "You write what people type into a search box before they know what they will choose. Write {count} wishes, one a "
+    "line with a dash, each of 2 to 15 words, which differ in how much they say: kinds, themes, moods, uses, makers. "
+    "Never write a title. Write nothing else."
 )
-_FOR_ITEM = "Someone is about to choose this:\n{item}\nWhat could they have asked for, who did not know of it yet?"
-_FOR_PREFIX = "Someone chose these, oldest first:\n{items}\nWhat do they seem to like?"
+_FOR_ITEM = "They chose this:\n{item}\nWhat had they typed?"
+_FOR_PREFIX = "They chose these, oldest first:\n{items}\nWhat do they type next?"
+_EXAMPLES = (
+    (
+        _FOR_ITEM.format(
+            item="The Lampkeeper's Widow (1987) | Drama, Mystery; 1980s | A woman takes over a lighthouse and finds "
+            "letters that nobody was to read."
+        ),
+        ("a slow mystery by the sea", "sad drama", "someone finds out a family secret", "quiet films of the 1980s"),
+    ),
+    (
+        _FOR_ITEM.format(item="Brannock Hex Bit Set, 12 Pieces, Magnetic | Hand Tools; Brannock"),
+        ("bits for a cordless driver", "hand tools", "small magnetic tools to mend furniture", "things by Brannock"),
+    ),
+    (
+        _FOR_PREFIX.format(
+            items="Nine to Never (1994) | Comedy; 1990s\nThe Wrong Umbrella (1996) | Comedy, Romance; 1990s\n"
+            "Paris on a Tuesday (1991) | Comedy, Romance; 1990s"
+        ),
+        ("a comedy with two people who fall in love", "light films of the 1990s", "funny", "clever talk and romance"),
+    ),
+)
+"""Subjects that are in no catalogue, and what may be asked for; the first `count` wishes are shown."""
+EXAMPLE_WISHES = tuple(wish for _, wishes in _EXAMPLES for wish in wishes)
+EXAMPLE_TITLES = tuple(
+    line.partition(" | ")[0] for question, _ in _EXAMPLES for line in question.splitlines() if " | " in line
+)
+INSTRUCTIONS = "\n".join((_SYSTEM, _FOR_ITEM, _FOR_PREFIX))
+"""Words of a question that are the same for all."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +66,6 @@ class Asked:
     messages: tuple[dict[str, str], ...]
     seed: int
     """Of the sampling, where a model takes one."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was taken from a model's answer."""
-
-    texts: tuple[str, ...]
-    left_out: dict[str, int] = field(default_factory=dict)
-    """How many lines were left out, by reason: title, length, repeated."""
 
 
 def choose_subjects(dataset: Dataset, *, num_items: int, num_users: int, seed: int) -> list[int | Prefix]:
@@ -81,37 +98,13 @@ def ask(subject: int | Prefix, dataset: Dataset, *, count: int, seed: int) -> As
         question, key = _FOR_PREFIX.format(items=items), [1, *subject]
     else:
         question, key = _FOR_ITEM.format(item=_described(subject, dataset, with_description=True)), [0, subject]
-    messages = (
-        {"role": "system", "content": _SYSTEM.format(count=count)},
-        {"role": "user", "content": question},
-    )
-    return Asked(subject, messages, int(np.random.SeedSequence([seed, *key]).generate_state(1)[0]))
-
-
-def read_answer(text: str, subject: int | Prefix, dataset: Dataset, *, count: int) -> Answer:
-    """Return the first `count` wishes of an answer; lines that give a target's title away are left out, and counted."""
-    titles = hidden_titles(subject, dataset)
-    texts: list[str] = []
-    left_out: dict[str, int] = {}
-    for line in text.splitlines():
-        wish = _BULLET.sub("", line).strip().strip("\"'“”").strip()
-        reason = _reason_against(wish, texts, titles)
-        if reason is None and len(texts) < count:
-            texts.append(wish)
-        elif reason:
-            left_out[reason] = left_out.get(reason, 0) + 1
-    return Answer(tuple(texts), left_out)
-
-
-def _reason_against(wish: str, texts: Sequence[str], titles: Sequence[str]) -> str | None:
-    """Return why a line is not taken; "" if there is nothing in it, None if it may be."""
-    if not any(letter.isalpha() for letter in wish):
-        return ""
-    if len(wish) > MAX_CHARS:
-        return "length"
-    if wish in texts:
-        return "repeated"
-    return "title" if any(names_title(wish, title) for title in titles) else None
+    messages = [{"role": "system", "content": _SYSTEM.format(count=count)}]
+    # The last example is one of the subject's own sort, and answers look unlike what is shown: small models imitate.
+    for asked, wishes in _EXAMPLES if isinstance(subject, Prefix) else reversed(_EXAMPLES):
+        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "assistant", "content": "\n".join(f"- {wish}" for wish in wishes[:count])})
+    messages.append({"role": "user", "content": question})
+    return Asked(subject, tuple(messages), int(np.random.SeedSequence([seed, *key]).generate_state(1)[0]))
 
 
 def _described(item_id: int, dataset: Dataset, *, with_description: bool) -> str:

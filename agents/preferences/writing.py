@@ -16,8 +16,9 @@ from typing import IO, TYPE_CHECKING
 from tqdm import tqdm
 
 from agents.base import AgentError
+from agents.preferences.answers import Answer, read_answer
 from agents.preferences.models import TextModel
-from agents.preferences.prompts import VERSION, Answer, Asked, ask, read_answer
+from agents.preferences.prompts import VERSION, Asked, ask
 from trm.data.prepare import data_home
 from trm.errors import DataFormatError
 from trm.written_preferences import FORMAT, Prefix, check_header, read_subject
@@ -42,7 +43,7 @@ class WritingReport:
     num_without: int = 0
     """Subjects that got no text in all attempts."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """Lines that were not taken, by reason; title: they named what they should lead to."""
+    """Lines that were not taken, by reason: see `agents.preferences.answers`."""
 
 
 def preferences_file(dataset_key: str, model_name: str) -> Path:
@@ -114,16 +115,17 @@ def _answers(
     for attempt in range(_ATTEMPTS):
         questions: list[Asked] = [ask(one, dataset, count=count, seed=seed + attempt) for one in pending]
         pending = []
-        for asked, text in model.answer(questions):
-            answer = read_answer(text, asked.subject, dataset, count=count)
+        for reply in model.answer(questions):
+            subject = reply.asked.subject
+            answer = read_answer(reply.text, subject, dataset, count=count, cut=reply.is_cut)
             report.num_asked += 1
             report.left_out.update(answer.left_out)
             if not answer.texts and attempt + 1 < _ATTEMPTS:
-                pending.append(asked.subject)
+                pending.append(subject)
                 continue
             report.num_texts += len(answer.texts)
             report.num_without += not answer.texts
-            yield asked.subject, answer
+            yield subject, answer
         if not pending:
             return
 

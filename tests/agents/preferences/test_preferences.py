@@ -14,8 +14,8 @@ import pytest
 from agents.base import AgentError
 from agents.chat_client import BudgetSpent
 from agents.cli import main
-from agents.preferences.models import ChatModel, EngineModel, make_text_model
-from agents.preferences.prompts import Asked, ask, choose_subjects, read_answer
+from agents.preferences.models import ChatModel, EngineModel, Reply, make_text_model
+from agents.preferences.prompts import Asked, ask, choose_subjects
 from agents.preferences.writing import WritingReport, preferences_file, write_preferences
 from tests.agents.endpoints import Endpoint
 from tests.trm.worlds import colour_world
@@ -37,12 +37,12 @@ class Scripted:
         self._dies_after = dies_after
         self.asked: list[Asked] = []
 
-    def answer(self, asked: Sequence[Asked]) -> Iterator[tuple[Asked, str]]:
+    def answer(self, asked: Sequence[Asked]) -> Iterator[Reply]:
         for one in reversed(asked):  # in any order
             if self._dies_after == len(self.asked):
                 raise AgentError("gone")
             self.asked.append(one)
-            yield one, self._answers[(len(self.asked) - 1) % len(self._answers)]
+            yield Reply(one, self._answers[(len(self.asked) - 1) % len(self._answers)])
 
 
 def write(model: Any, out: Path, **options: Any) -> WritingReport:
@@ -64,21 +64,10 @@ def test_a_question_about_a_person_shows_the_beginning_alone() -> None:
     for user in range(WORLD.splits.num_users):
         sequence = [int(item) for item in WORLD.splits.train_sequence(user)]
         held_out = [WORLD.splits.example(split, user).target for split in ("valid", "test")]
-        question = ask(Prefix(user, 3), WORLD, count=2, seed=0).messages[1]["content"]
+        question = ask(Prefix(user, 3), WORLD, count=2, seed=0).messages[-1]["content"]
         shown = {int(line.split(" | ")[0].removeprefix("Widget ")) for line in question.splitlines()[1:-1]}
         assert shown == set(sequence[:3])
         assert not (set(sequence[3:] + held_out) - set(sequence[:3])) & shown
-
-
-def test_lines_become_wishes_and_those_that_name_a_target_are_counted() -> None:
-    lines = ['1. "Something red"', "", "- like Widget 7", "* Something red", "2) WIDGET 7!", "x" * 301, "---", "dull"]
-    text = "\n".join([*lines, "fifth"])
-    answer = read_answer(text, 7, WORLD, count=2)
-    assert answer.texts == ("Something red", "dull")
-    assert answer.left_out == {"title": 2, "repeated": 1, "length": 1}
-    sequence = WORLD.splits.train_sequence(0)
-    later = f"Widget {sequence[5]}"
-    assert read_answer(f"more {later}", Prefix(0, 5), WORLD, count=2).left_out == {"title": 1}
 
 
 def test_texts_are_kept_and_asked_for_once(tmp_path: Path) -> None:
@@ -137,7 +126,7 @@ class WishEndpoint(Endpoint):
     """Wishes for the colour that it is shown last; every third answer names the title instead."""
 
     def _reply(self, body: dict[str, Any]) -> dict[str, Any]:
-        question = body["messages"][1]["content"]
+        question = body["messages"][-1]["content"]
         colour = question.splitlines()[-2].split(" | ")[1].split(";")[0]
         title = question.splitlines()[-2].split(" | ")[0]
         text = f"something {colour}" if len(self.requests) % 3 else f"{title}, please"
@@ -188,13 +177,13 @@ def test_an_engine_of_the_project_writes(tmp_path: Path) -> None:
 
     model = EngineModel(Engine(), tokenizer, name="micro", max_context=4096)
     report = write_preferences(WORLD, model, [1, Prefix(0, 2)], out=tmp_path / "a.jsonl")
-    assert seen[0].endswith("Widget 1 | green; square\nWhat could they have asked for, who did not know of it yet?\n\n")
+    assert seen[0].endswith("Widget 1 | green; square\nWhat had they typed?\n\n")
     found = read_written_preferences(tmp_path / "a.jsonl", WORLD)
     assert found.by_item == {1: ("bright",)}
     assert report.left_out["title"] >= 1
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
     list(model.answer([ask(1, WORLD, count=2, seed=0)]))
-    assert seen[-1].startswith("<system>You write search wishes")
+    assert seen[-1].startswith("<system>You write what people type")
     assert seen[-1].endswith("<assistant>")
     short = EngineModel(Engine(), tokenizer, name="micro", max_context=140, max_tokens=128)
     list(short.answer([ask(1, WORLD, count=2, seed=0)]))
