@@ -65,7 +65,12 @@ class Run:
         """Bind config and console; nothing is loaded yet."""
         self._config, self._console = config, console
         self._game: Game | None = None
-        self._engine = Engine(config.engine, dtype=config.engine_dtype, memory_share=config.engine_memory)
+        server = config.server
+        if not server.weights:
+            server = dataclasses.replace(server, weights=str(config.out / "server_weights"))
+        self._engine = Engine(
+            config.engine, dtype=config.engine_dtype, memory_share=config.engine_memory, server=server
+        )
 
     def stage(self, name: str) -> None:
         """Run a stage, unless it is finished."""
@@ -142,7 +147,7 @@ class Run:
             return "not checked"
         users = self._users(game, self._config.sft.max_users)
         agent = LlmAgent.of_policy(
-            policy, self._card("sft"), temperature=1.0, name="check", generator=self._engine.follow(policy)
+            policy, self._card("sft"), temperature=1.0, name="check", generator=self._engine.follow_here(policy)
         )
         picked = users[:: max(1, len(users) // limit)][:limit]
         episodes = play(game, agent, picked, split="valid", seed=self._config.seed)

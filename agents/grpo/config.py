@@ -87,6 +87,30 @@ class BackendConfig:
 
 
 @dataclass(frozen=True)
+class ServerConfig:
+    """A vLLM server that the engine vllm-server samples from; see docs/training.md for how it is started."""
+
+    url: str = ""
+    """Its address, such as http://HOST:8000."""
+    weights: str = ""
+    """A folder of this run's own that the server's machine sees too; new weights pass through it. Empty takes
+    OUT/server_weights."""
+    weights_there: str = ""
+    """The same folder's path on the server's machine, if it is another one there."""
+    timeout_s: float = 1800.0
+    """For the whole answer to one turn, and for taking new weights."""
+
+    def __post_init__(self) -> None:
+        """Check the range.
+
+        Raises:
+            ValueError: if timeout_s is not above 0.
+        """
+        if self.timeout_s <= 0:
+            raise ValueError(f"expected timeout_s > 0, got {self.timeout_s:g}")
+
+
+@dataclass(frozen=True)
 class SftConfig:
     """Imitation of an agent's episodes, on the policy's own tokens."""
 
@@ -218,11 +242,12 @@ class TrainConfig:
     num_threads: int = 2
     """Threads of torch."""
     engine: str = "hf"
-    """What samples: hf (transformers) or vllm."""
+    """What samples: hf (transformers), vllm (in each process), or vllm-server (one that runs elsewhere, see server)."""
     engine_dtype: str = "float32"
-    """Of vllm's copy of the weights; bfloat16 wants max_logp_difference 0."""
+    """Of vllm's copy of the weights, a server's too; bfloat16 wants max_logp_difference 0."""
     engine_memory: float = 0.4
-    """Of a GPU's memory, vllm's share."""
+    """Of a GPU's memory, vllm's share in this process."""
+    server: ServerConfig = field(default_factory=ServerConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
     game: GameOptions = field(default_factory=GameOptions)
     policy: PolicyConfig = field(default_factory=PolicyConfig)

@@ -234,9 +234,10 @@ class GrpoTrainer:
         learned = time.perf_counter()
         self._status.phase("weights to the engine")
         backend.follow()
-        agent.generator.weights_changed()
+        # The step is taken, and saved as such if the engine does not get the weights.
         self.next_step += 1
         learner.changed = False
+        agent.generator.weights_changed()
         finished = time.perf_counter()
         sampled = sum(sum(rollout.trace.loss_mask) for group in groups for rollout in group.rollouts)
         metrics |= {

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
+from agents.base import EngineError
+
 
 class FinishReason(StrEnum):
     """Why an engine ended a completion."""
@@ -140,6 +142,26 @@ class Barrier:
             return []
         completions = self._generator.generate(requests, self._params)
         return [(request.key, completion) for request, completion in zip(requests, completions, strict=True)]
+
+
+def all_at_once(
+    generator: StreamingGenerator, requests: Sequence[GenerationRequest], params: SamplingParams
+) -> list[Completion]:
+    """Return one completion a request, in their order, when all have ended; nothing else may be under way.
+
+    Raises:
+        EngineError: if some are lost; the others are given up with them.
+    """
+    places = [GenerationRequest(place, request.ids, request.seed) for place, request in enumerate(requests)]
+    generator.submit(places, params)
+    found: dict[int, Completion] = {}
+    while len(found) < len(requests):
+        try:
+            found.update(generator.collect())
+        except EngineError as error:
+            generator.abandon()
+            raise EngineError(str(error), keys=[requests[place].key for place in error.keys]) from error
+    return [found[place] for place in range(len(requests))]
 
 
 def streaming(generator: Generator) -> StreamingGenerator:

@@ -22,7 +22,8 @@ import torch
 from transformers import PreTrainedModel
 
 from agents.base import AgentError, EngineError
-from agents.grpo.generation.base import Completion, FinishReason, GenerationRequest, SamplingParams
+from agents.grpo.generation.base import Completion, FinishReason, GenerationRequest, SamplingParams, all_at_once
+from agents.grpo.generation.vllm_weights import WeightReceiver, named_weights
 from agents.grpo.ranks import Ranks
 
 for _name, _value in {
@@ -55,23 +56,6 @@ _CPU_BLOCK = 32
 blocks are found again: of a prompt of 300 tokens a third would be computed anew at each turn."""
 _FINISHED = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 """How vLLM calls the ends that are a policy's; any other one is the engine's own trouble."""
-
-
-class WeightReceiver:
-    """What the engine's worker can do besides; vLLM mixes it into its own class."""
-
-    model_runner: Any
-
-    def receive_weights(self, named: Sequence[tuple[str, torch.Tensor]]) -> None:
-        """Load a checkpoint's tensors into the running model."""
-        self.model_runner.reload_weights(weights_iterator=iter(named))
-        head = getattr(self.model_runner.get_model(), "lm_head", None)
-        if head is not None and current_platform.is_cpu():
-            # On CPUs linear weights are packed; a head that is tied to the embedding is not packed anew by a reload and
-            # would go on with the old weights. (Packing twice does no harm.)
-            from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-            dispatch_cpu_unquantized_gemm(head, remove_weight=False)
 
 
 class VllmGenerator:
@@ -146,10 +130,7 @@ class VllmGenerator:
             AgentError: if requests are under way.
         """
         if self._model is not None:
-            named = [(name, tensor.detach()) for name, tensor in self._model.state_dict().items()]
-            if self._model.config.tie_word_embeddings:
-                named = [(name, tensor) for name, tensor in named if name != "lm_head.weight"]
-            self._llm.collective_rpc("receive_weights", args=(named,))
+            self._llm.collective_rpc("receive_weights", args=(named_weights(self._model),))
         if not self._llm.reset_prefix_cache():
             raise AgentError(
                 f"vLLM kept its prefix cache of the old weights: {self.num_pending} requests are under way"
@@ -206,16 +187,7 @@ class VllmGenerator:
         Raises:
             EngineError: if the engine gave some up; the others are given up with them.
         """
-        places = [GenerationRequest(place, request.ids, request.seed) for place, request in enumerate(requests)]
-        self.submit(places, params)
-        found: dict[int, Completion] = {}
-        while len(found) < len(requests):
-            try:
-                found.update(self.collect())
-            except EngineError as error:
-                self.abandon()
-                raise EngineError(str(error), keys=[requests[place].key for place in error.keys]) from error
-        return [found[place] for place in range(len(requests))]
+        return all_at_once(self, requests, params)
 
     def abandon(self) -> None:
         """Give up all that is under way; nothing of it is ever collected."""

@@ -5,7 +5,7 @@ import pytest
 
 from agents.base import AgentError
 from agents.cli.train import llm_arguments
-from agents.grpo.config import GrpoConfig, TrainConfig, build_config, list_presets, load_preset
+from agents.grpo.config import GrpoConfig, ServerConfig, TrainConfig, build_config, list_presets, load_preset
 from agents.llm_grpo import parse_config
 from agents.registry import make_agent
 
@@ -31,6 +31,14 @@ def test_the_command_line_changes_a_preset() -> None:
     assert config.stage_names == ("sft", "cold")
     assert config.rec.num_steps == 3
     assert config.cold == load_preset("quickstart").cold
+
+
+def test_a_server_elsewhere_is_named_on_the_command_line() -> None:
+    config = parse_config(
+        ["--engine", "vllm-server", "--server.url", "http://HOST:8000", "--server.weights", "/shared"]
+    )
+    assert config.engine == "vllm-server"
+    assert config.server == ServerConfig("http://HOST:8000", weights="/shared")
 
 
 def test_a_file_is_a_preset_too(tmp_path: Path) -> None:
