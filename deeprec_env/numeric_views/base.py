@@ -27,7 +27,7 @@ NumericObs = dict[str, FloatArray]
 
 OWN_ORDER = ""
 """The preference that asks for the recommender's own order."""
-OWN_WEIGHT = 20.0
+OWN_WEIGHT = 80.0
 RECENT = 10
 LATEST, LATEST_WEIGHT = 5, 0.4
 """So many of the latest choices count once more, weighed so."""
