@@ -226,6 +226,24 @@ class RuleAgent(ABC):
         return render_recommend(titles, reasoning=self.conclude(view))
 
 
+def answer_all(agent: StreamingAgent, episodes: Sequence[EpisodeView]) -> list[str]:
+    """Return one action an episode of an agent that answers as it goes; errors as of its `collect`."""
+    agent.submit(episodes)
+    found: dict[int, str] = {}
+    while len(found) < len(episodes):
+        found.update(agent.collect())
+    return [found[view.key] for view in episodes]
+
+
+def valid_text(text: str) -> str:
+    """Return the text itself, unless it holds half a surrogate pair: no file can, so U+FFFD stands in its place."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def by_popularity(view: EpisodeView) -> Iterator[int]:
     """Yield the catalogue's items that are not in the history, the most popular first; equal counts by id."""
     history = set(view.history)

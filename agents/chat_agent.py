@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from agents.base import AgentError, EpisodeView
+from agents.base import AgentError, EpisodeView, answer_all
 from agents.chat_client import RETRY, Budget, ChatClient, ChatReply, Message
 from deeprec_env.config import build_game_config
 from deeprec_env.protocol import (
@@ -156,11 +156,7 @@ class ChatAgent:
 
     def act(self, episodes: Sequence[EpisodeView]) -> list[str]:
         """Return one action an episode; errors as of `collect`."""
-        self.submit(episodes)
-        found: dict[int, str] = {}
-        while len(found) < len(episodes):
-            found.update(self.collect())
-        return [found[view.key] for view in episodes]
+        return answer_all(self, episodes)
 
     def submit(self, episodes: Sequence[EpisodeView]) -> None:
         """Ask for an action of each episode as soon as its turn comes; see `collect`."""

@@ -15,6 +15,7 @@ from agents.base import Agent, SeesTarget, TokenCounter
 from agents.breakdown import EpisodeEnd, coverage_of, end_of, novelty_of, share_by_fault
 from agents.play import PlayedEpisode, play
 from agents.rows import FORMAT, AgentResult, Header, RowStore, UserRow, load_results, read_rows
+from deeprec_env.errors import unknown_name
 from trm.errors import RetrieverError
 from trm.metrics import bootstrap_interval, mrr, ndcg_at_k, recall_at_k
 from trm.types import IntArray, RankingRetriever, RetrievalQuery
@@ -35,14 +36,18 @@ __all__ = [
     "build_header",
     "evaluate",
     "load_results",
+    "named_result",
     "read_rows",
     "sample_users",
+    "shown_name",
     "summarize",
     "target_rank",
 ]
 
 logger = logging.getLogger(__name__)
 
+_MARK = " (sees the target)"
+"""Stands behind the name of an agent that is told the target."""
 _RANK_CHUNK = 1024
 """Users whose targets are ranked at a time."""
 
@@ -277,6 +282,28 @@ def _trm_ranks(game: Game, users: Sequence[int], split: str) -> list[int | None]
     return ranks
 
 
+def shown_name(agent: Agent) -> str:
+    """Return how an agent is called in results; one that sees the target is marked."""
+    return f"{agent.name}{_MARK}" if isinstance(agent, SeesTarget) else agent.name
+
+
+def named_result(name: str, shown: Sequence[str], *, what: str) -> str:
+    """Return the name in results of the agent that a person means, who need not write the mark.
+
+    Args:
+        name: what they wrote.
+        shown: the names in results.
+        what: where they wrote it, such as "--baseline".
+
+    Raises:
+        ValueError: if there is no such agent.
+    """
+    for found in (name, f"{name}{_MARK}"):
+        if found in shown:
+            return found
+    raise unknown_name(what, name, shown)
+
+
 def target_rank(episode: Episode) -> int:
     """Return the target's 1-based place in the recommended list by item id, 0 without it or if malformed."""
     return episode.outcome.hit_rank if episode.outcome is not None and episode.well_formed else 0
@@ -286,7 +313,7 @@ def build_header(game: Game, agent: Agent, *, split: str, seed: int) -> Header:
     """Return what keys the results of this agent in this game; one that sees the target is marked in its name."""
     world = game.world
     return Header(
-        agent=f"{agent.name} (sees the target)" if isinstance(agent, SeesTarget) else agent.name,
+        agent=shown_name(agent),
         fingerprint=str(getattr(agent, "fingerprint", "")),
         dataset=world.name,
         world=world.fingerprint,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from agents.base import AgentError, EngineError, EpisodeView
+from agents.base import AgentError, EngineError, EpisodeView, answer_all
 from agents.grpo.drift import count_drift
 from agents.grpo.engines import Engine
 from agents.grpo.generation.base import (
@@ -202,11 +202,7 @@ class LlmAgent:
 
     def act(self, episodes: Sequence[EpisodeView]) -> list[str]:
         """Return one sampled action an episode; a CutAction where a limit on tokens was hit, "" if no room was left."""
-        self.submit(episodes)
-        found: dict[int, str] = {}
-        while len(found) < len(episodes):
-            found.update(self.collect())
-        return [found[view.key] for view in episodes]
+        return answer_all(self, episodes)
 
     def submit(self, episodes: Sequence[EpisodeView]) -> None:
         """Ask for an action of each episode; see `collect`."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from agents.base import Agent, AgentError, EngineError, EpisodeView, SeesTarget, StreamingAgent
+from agents.base import Agent, AgentError, EngineError, EpisodeView, SeesTarget, StreamingAgent, valid_text
 from deeprec_env.episode import judge
 from trm.errors import RetrieverError, RetrieverUnavailable
 
@@ -89,7 +89,7 @@ def play(
     ended: dict[int, Episode] = {}
     live: dict[int, _Live] = {}
     next_key = 0
-    with tqdm(total=num_episodes, desc=agent.name, unit="episode", disable=not progress) as bar:
+    with tqdm(total=num_episodes, desc=agent.name, unit="episode", disable=not (progress and num_episodes)) as bar:
         while len(ended) < num_episodes:
             started = time.perf_counter()
             fresh = []
@@ -148,7 +148,8 @@ def _play_round(
         return [], dict.fromkeys(error.keys, error)
     if not answers or any(key not in live for key, _ in answers):
         raise AgentError(f"expected answers to {len(live)} episodes that are under way, got {answers!r}")
-    return _step([live[key] for key, _ in answers], [action for _, action in answers], game, tolerant=tolerant)
+    actions = [valid_text(action) if isinstance(action, str) else action for _, action in answers]
+    return _step([live[key] for key, _ in answers], actions, game, tolerant=tolerant)
 
 
 def _step(

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 from urllib.parse import parse_qsl
@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 import yaml
 
 from agents.base import Agent, AgentError
+from deeprec_env.errors import unknown_name
 
 ENTRY_POINT_GROUP = "deeprec.agents"
 """Packages add agents in this group: `my-agent = my_package.my_module:MyAgent`."""
@@ -88,13 +89,38 @@ def make_agent(spec: str) -> Agent:
     try:
         inspect.signature(factory).bind(*arguments, **options)
     except TypeError as error:
-        raise AgentError(
-            f"agent {name!r} takes {inspect.signature(factory)}, got {[*arguments, options]}: {error}"
-        ) from error
+        raise _wrong_options(short if arguments else name, factory, arguments, list(options), error) from error
     agent = factory(*arguments, **options)
     if not isinstance(agent, Agent):
         raise AgentError(f"{target} must give an agent, with a name and a method act, got {type(agent).__name__}")
     return agent
+
+
+def _wrong_options(
+    name: str, factory: Callable[..., Any], arguments: Sequence[str], options: Sequence[str], error: TypeError
+) -> AgentError:
+    """Return what is wrong with an agent's specification, in the words in which it was written.
+
+    Args:
+        name: the agent's, without argument and options.
+        factory: what builds it.
+        arguments: what stands after its colon.
+        options: the names of its options.
+        error: what `inspect` says of them; repeated where nothing better is known.
+    """
+    parameters = inspect.signature(factory).parameters.values()
+    if arguments and not any(one.kind is one.POSITIONAL_OR_KEYWORD for one in parameters):
+        return AgentError(f"expected nothing after the colon of agent {name!r}, got {arguments[0]!r}")
+    known = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    for option in options:
+        if option not in known:
+            if not known:
+                return AgentError(f"expected no option of agent {name!r}, got {option!r}")
+            return AgentError(str(unknown_name(f"an option of agent {name!r}", option, known)))
+    missing = [one.name for one in parameters if one.default is one.empty and one.name in known]
+    if name in registered_agents() and missing and not arguments and missing[0] not in options:
+        return AgentError(f"expected agent {name!r} with a {missing[0]}, as in {name}:{missing[0].upper()}, got none")
+    return AgentError(f"agent {name!r} takes {inspect.signature(factory)}: {error}")
 
 
 def _load(target: str) -> Any:

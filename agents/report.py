@@ -6,8 +6,6 @@ Reads what evaluation and trainers have written; computes no metric of its own b
 from __future__ import annotations
 
 import csv
-import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,8 @@ from agents.compare import Difference, render_differences
 from agents.evaluate import DETAILS, METRICS, AgentSummary, Estimate
 from agents.slope import MIN_STEPS, reward_slope
 from agents.strata import StratumEstimate
+from agents.training_log import EVENTS, METRICS_FILE, iter_metrics
 
-logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
-"""Trainers write one line a step: {"step": int, "stage": str, "reward_mean": float, ...}."""
 REWARD_TAG = "rollout/reward_mean"
 """The TensorBoard scalar that is read where a run has no metrics file."""
 _ENDS = ("", " low", " high")
@@ -53,18 +48,13 @@ def load_curves(run: Path) -> list[Curve]:
     files = sorted(run.rglob(METRICS_FILE))
     if files:
         return [curve for path in files for curve in _curves_of_metrics(path, run)]
-    folders = sorted({path.parent for path in run.rglob("events.out.tfevents.*")})
+    folders = sorted({path.parent for path in run.rglob(EVENTS)})
     return [curve for folder in folders if (curve := _curve_of_events(folder, run)) is not None]
 
 
 def _curves_of_metrics(path: Path, run: Path) -> list[Curve]:
     points: dict[str, dict[float, float]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            logger.warning("%s: line %d is cut short and is left out", path, number)
-            continue
+    for record in iter_metrics(path):
         if record.get("reward_mean") is not None:
             points.setdefault(str(record.get("stage", "")), {})[float(record["step"])] = float(record["reward_mean"])
     name = _run_name(path.parent, run)

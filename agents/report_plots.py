@@ -14,7 +14,7 @@ from bokeh.transform import dodge
 
 from agents.breakdown import EpisodeEnd
 from agents.evaluate import AgentSummary
-from agents.strata import StratumEstimate
+from agents.strata import DIMENSIONS, StratumEstimate
 from agents.training_log import RunLogs, Series
 
 END_COLORS = {
@@ -37,11 +37,13 @@ MAX_POINTS = 1000
 SMOOTH_FROM = 20
 """A curve with so many points has its rolling mean over a tenth of them drawn boldly."""
 _MAX_LABEL = 28
+_AXES = {dimension.name: dimension.axis for dimension in DIMENSIONS}
+_COLORS = (*Category10_10[4:], *Category10_10[:4])
 
 
 def color_of(place: int) -> str:
-    """Return the colour of an agent, run or term by its place."""
-    return Category10_10[place % len(Category10_10)]
+    """Return the colour of an agent, run or term by its place; the first six are none of END_COLORS."""
+    return _COLORS[place % len(_COLORS)]
 
 
 def plot_ends(summaries: Sequence[AgentSummary]) -> Model:
@@ -69,6 +71,7 @@ def plot_ends(summaries: Sequence[AgentSummary]) -> Model:
     )
     tooltips = [("agent", "@agent"), *((end.replace("_", " "), f"@{end}{{0.000}}") for end in ends)]
     plot.add_tools(HoverTool(tooltips=tooltips))
+    plot.xaxis.axis_label = "share of users"
     _put_legend_below(plot)
     return plot
 
@@ -86,6 +89,7 @@ def plot_strata(strata: Sequence[StratumEstimate], metric: str) -> list[Model]:
         entries = [entry for entry in strata if entry.stratum.dimension == dimension]
         groups = list(dict.fromkeys(entry.stratum.label for entry in entries))
         plot = _figure(f"{metric}: {dimension}", x_range=FactorRange(factors=groups))
+        plot.xaxis.axis_label = _AXES.get(dimension, dimension)
         plot.y_range = Range1d(start=0, end=1.05 * max(entry.metrics[metric].high for entry in entries) or 1.0)
         for place, agent in enumerate(agents):
             mine = [entry for entry in entries if entry.agent == agent]

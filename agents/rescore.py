@@ -148,5 +148,5 @@ def write_rows(rescored: Rescored, out: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     records = [{"format": FORMAT, **dataclasses.asdict(rescored.result.header)}]
     records += [dataclasses.asdict(row) for row in rescored.result.rows]
-    path.write_text("".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records), encoding="utf-8")
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
     return path

@@ -112,23 +112,33 @@ def load_results(out: Path) -> list[AgentResult]:
 
 def read_rows(path: Path) -> tuple[Header | None, dict[int, UserRow]]:
     """Return header and rows of a file of `evaluate`; whatever is cut short, or of another format, is left out."""
-    header: Header | None = None
+    # Not splitlines: texts of models hold line ends of every kind.
+    first, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    header = _header_of(first)
+    if header is None:
+        return None, {}
     rows: dict[int, UserRow] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate(lines, start=2):
         try:
-            record: dict[str, Any] = json.loads(line)
-            if number == 0:
-                if record.pop("format", None) != FORMAT:
-                    return None, {}
-                header = Header(**record)
-            else:
-                row = _row_of(record)
-                rows[row.user_index] = row
-        except (json.JSONDecodeError, TypeError, ValueError):
-            logger.warning("%s: line %d is not a row and is left out", path, number + 1)
-            if header is None:
-                return None, {}
+            row = _row_of(json.loads(line))
+            rows[row.user_index] = row
+        except (TypeError, ValueError, AttributeError):
+            logger.warning("%s: line %d is not a row and is left out", path, number)
     return header, rows
+
+
+def read_header(path: Path) -> Header | None:
+    """Return what a file of `evaluate` is about; None if it is cut short, or of another format."""
+    with path.open(encoding="utf-8") as stream:
+        return _header_of(stream.readline())
+
+
+def _header_of(line: str) -> Header | None:
+    try:
+        record: dict[str, Any] = json.loads(line)
+        return Header(**record) if record.pop("format", None) == FORMAT else None
+    except (TypeError, ValueError, AttributeError):
+        return None
 
 
 def _row_of(record: dict[str, Any]) -> UserRow:
@@ -160,7 +170,7 @@ class RowStore:
         if self._path is None:
             return self
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        headers = [read_rows(path)[0] for path in self._path.parent.glob("*.jsonl")]
+        headers = [read_header(path) for path in self._path.parent.glob("*.jsonl")]
         orders = [found.order for found in headers if found is not None]
         order = max(orders, default=-1) + 1
         if self._path.exists():
@@ -168,20 +178,20 @@ class RowStore:
             order = order if found is None else found.order
         self.header = dataclasses.replace(self.header, order=order)
         draft = self._path.with_suffix(f".{os.getpid()}.tmp")
-        first = json.dumps({"format": FORMAT, **dataclasses.asdict(self.header)}, ensure_ascii=False)
+        first = json.dumps({"format": FORMAT, **dataclasses.asdict(self.header)})
         draft.write_text("".join(f"{line}\n" for line in (first, *self._lines())), encoding="utf-8")
         draft.replace(self._path)
         self._stream = self._path.open("a", encoding="utf-8")
         return self
 
     def _lines(self) -> Iterable[str]:
-        return (json.dumps(dataclasses.asdict(row), ensure_ascii=False) for row in self.rows.values())
+        return (json.dumps(dataclasses.asdict(row)) for row in self.rows.values())
 
     def add(self, row: UserRow) -> None:
         """Keep a row, and have it on its way to the disk before this returns."""
         self.rows[row.user_index] = row
         if self._stream is not None:
-            self._stream.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
+            self._stream.write(json.dumps(dataclasses.asdict(row)) + "\n")
             self._stream.flush()
 
     def __exit__(self, *exc_info: object) -> None:

@@ -24,12 +24,16 @@ class Dimension:
     value_of: Callable[[UserRow], int | None]
     edges: tuple[int, ...] = ()
     """Where the groups begin; quantiles if there are none."""
+    axis: str = ""
+    """What the values are, in the words of an axis."""
 
 
 DIMENSIONS = (
-    Dimension("History length", lambda row: row.history_length),
-    Dimension("Target popularity", lambda row: row.target_count),
-    Dimension("TRM rank of the target", lambda row: row.trm_rank, RANK_EDGES),
+    Dimension("History length", lambda row: row.history_length, axis="items in the history"),
+    Dimension("Target popularity", lambda row: row.target_count, axis="training interactions of the target"),
+    Dimension(
+        "TRM rank of the target", lambda row: row.trm_rank, RANK_EDGES, axis="the target's place by the TRM alone"
+    ),
 )
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
 EVENTS = "events.out.tfevents.*"
 METRICS_FILE = "metrics.jsonl"
-"""Trainers of this project write the same scalars there; it is read where a run has no event files."""
+"""Trainers of this project write the same scalars there, a line a step: {"step": int, "stage": str, "reward_mean":
+float, …}. It is read where a run has no event files."""
 EVENTS_FOLDER = "tensorboard"
 """What a run's folder calls the folder of its events; it does not stand in the run's name."""
 
@@ -71,14 +73,18 @@ def _read_events(folder: Path) -> dict[str, Series]:
     return _series(points)
 
 
-def _read_metrics(path: Path) -> dict[str, Series]:
-    points: dict[str, dict[float, float]] = {}
+def iter_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a metrics file; one that is cut short is left out with a warning."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            record = json.loads(line)
+            yield json.loads(line)
         except json.JSONDecodeError:
             logger.warning("%s: line %d is cut short and is left out", path, number)
-            continue
+
+
+def _read_metrics(path: Path) -> dict[str, Series]:
+    points: dict[str, dict[float, float]] = {}
+    for record in iter_metrics(path):
         for tag, value in record.items():
             if "/" in tag and isinstance(value, int | float):
                 points.setdefault(tag, {})[float(record["step"])] = float(value)

@@ -11,6 +11,8 @@ _RESET, _DIM, _BOLD, _GREEN, _RED, _CYAN = "\033[0m", "\033[2m", "\033[1m", "\03
 _RULE = "│"
 _SIDE = re.compile(rf"^[ \d.+-]{{7}} {_RULE} ", re.MULTILINE)
 _COLOR = re.compile(r"\x1b\[\d+m")
+_CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421, 0x9B: 0x241B}
+"""Pictures of the control characters, which in a text of a model or a title could command the terminal."""
 
 
 def render_transcript(episode: Episode, *, colored: bool = False) -> str:
@@ -69,4 +71,6 @@ def _ending(episode: Episode, turn: Turn) -> str:
 
 def _paint(text: str, code: str, *, colored: bool) -> str:
     """Return the text in a colour, line by line, so that what is put before a line keeps its own."""
-    return "\n".join(f"{code}{line}{_RESET}" for line in text.split("\n")) if colored else text
+    if not colored:
+        return text
+    return "\n".join(f"{code}{line}{_RESET}" for line in text.translate(_CONTROLS).split("\n"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,6 +103,27 @@ def positive(option: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{option} must be 'all' or a number of at least 1, got {text!r}")
     return int(text)
+
+
+def at_least(option: str, value: int, least: int) -> int:
+    """Return the option's value, which must not be below `least`."""
+    if value < least:
+        raise ValueError(f"{option} must be at least {least}, got {value}")
+    return value
+
+
+def writable_folder(option: str, folder: Path) -> None:
+    """Make the folder, so that what cannot be written is known before anything is computed.
+
+    Raises:
+        ValueError: if it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"expected {option} to be a folder, got {folder}: {error.strerror}; name another") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"expected {option} to be a folder that can be written to, got {folder}; name another")
 
 
 def say(text: str) -> None:

@@ -57,7 +57,16 @@ class Prepare:
     def _ref_and_files(self) -> tuple[DatasetRef, CsvFiles | None]:
         from trm.data.prepare import CsvFiles
 
-        given = self.interactions is not None or self.items is not None
+        options = {
+            "interactions": self.interactions,
+            "items": self.items,
+            "attributes": self.attributes,
+            "name": self.name,
+        }
+        given = [f"--{option}" for option, value in options.items() if value is not None]
+        is_csv = self.dataset.partition(":")[0] == "csv"
+        if given and not is_csv:
+            raise ValueError(f"expected {given[0]} with the data set csv only, got {self.dataset!r}")
         if not given and self.dataset != "csv":
             return dataset_ref(self.dataset, self.category), None
         if self.interactions is None or self.items is None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional
 
-from agents.cli.common import GameChoice, chosen_game, game_for, named_agent, positive, say
+from agents.cli.common import GameChoice, at_least, chosen_game, game_for, named_agent, positive, say, writable_folder
+from agents.cli.tables import say_markdown
 
 if TYPE_CHECKING:
     from agents.compare import Difference
@@ -44,19 +45,21 @@ class Evaluate:
     def run(self) -> None:
         """Evaluate, write the table and print it."""
         from agents.compare import differences_to
-        from agents.evaluate import evaluate, sample_users, summarize
+        from agents.evaluate import evaluate, named_result, sample_users, shown_name, summarize
         from agents.report import write_report
         from agents.strata import estimate_strata
-        from deeprec_env.errors import unknown_name
 
         players = [named_agent(spec) for spec in self.agents.split(",") if spec.strip()]
         if not players:
             raise ValueError("--agents names no agent; `deeprec agents` lists them")
         num_users = None if self.users == "all" else positive("--users", self.users)
+        at_least("--seed", self.seed, 0)
+        at_least("--batch-size", self.batch_size, 1)
+        writable_folder("--out", self.out)
         game = chosen_game(self.game)
         users = sample_users(game.world.splits.num_users, num_users)
-        if self.baseline is not None and self.baseline not in [agent.name for agent in players]:
-            raise unknown_name("--baseline", self.baseline, [agent.name for agent in players])
+        names = [shown_name(agent) for agent in players]
+        baseline = None if self.baseline is None else named_result(self.baseline, names, what="--baseline")
         results: list[AgentResult] = []
         for agent in players:
             result = evaluate(
@@ -70,9 +73,9 @@ class Evaluate:
                 progress=not self.quiet,
             )
             results.extend(result.agents)
-        differences = differences_to(self.baseline, results) if self.baseline is not None else []
+        differences = differences_to(baseline, results) if baseline is not None else []
         summaries = [summarize(result) for result in results]
-        say(write_report(summaries, [], self.out, differences=differences, strata=estimate_strata(results)))
+        say_markdown(write_report(summaries, [], self.out, differences=differences, strata=estimate_strata(results)))
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Report:
     def run(self) -> None:
         """Write table.md, table.csv, strata.csv, curves.png and report.html, and print the Markdown."""
         from agents.compare import differences_to
-        from agents.evaluate import load_results, summarize
+        from agents.evaluate import load_results, named_result, summarize
         from agents.report import load_curves, write_report
         from agents.strata import estimate_strata
 
@@ -101,16 +104,18 @@ class Report:
             raise FileNotFoundError(
                 f"there is no folder {self.folder}; `deeprec evaluate --out {self.folder}` makes it"
             )
-        if self.users < 0:
-            raise ValueError(f"--users must be at least 0, got {self.users}")
+        at_least("--users", self.users, 0)
         logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it tells of each file that it has read
         results = load_results(self.folder)
         curves = [curve for run in (self.folder, *self.runs) for curve in load_curves(run)]
         if not results and not curves:
             raise ValueError(f"{self.folder} holds neither evaluated agents nor training runs; nothing to report")
-        differences = differences_to(self.baseline, results) if self.baseline is not None else []
+        differences: Sequence[Difference] = []
+        if self.baseline is not None:
+            names = [result.header.agent for result in results]
+            differences = differences_to(named_result(self.baseline, names, what="--baseline"), results)
         summaries, strata = [summarize(result) for result in results], estimate_strata(results)
-        say(write_report(summaries, curves, self.folder, differences=differences, strata=strata))
+        say_markdown(write_report(summaries, curves, self.folder, differences=differences, strata=strata))
         if self.page:
             self._write_page(results, differences)
 
@@ -141,20 +146,27 @@ class Spread:
 
     def run(self) -> None:
         """Print the tables."""
-        from agents.evaluate import load_results
+        from agents.evaluate import load_results, named_result
         from agents.spread import pooled_differences, render_pooled, render_spread, spread_of
 
+        seeds = []
         for folder in self.folders:
             if not folder.is_dir():
                 raise FileNotFoundError(f"there is no folder {folder}; `deeprec evaluate --out {folder}` makes it")
-        seeds = [load_results(folder) for folder in self.folders]
-        parts = [render_spread(spread_of(seeds))]
+            seeds.append(load_results(folder))
+            if not seeds[-1]:
+                raise ValueError(f"expected rows of `deeprec evaluate --out {folder}`, got none in {folder}")
+        spreads = spread_of(seeds)
+        if not spreads:
+            raise ValueError(f"expected an agent that all of {', '.join(map(str, self.folders))} hold, got none")
+        parts = [render_spread(spreads)]
         if self.baseline is not None:
-            parts.append(render_pooled(pooled_differences(self.baseline, seeds)))
+            baseline = named_result(self.baseline, [spread.agent for spread in spreads], what="--baseline")
+            parts.append(render_pooled(pooled_differences(baseline, seeds)))
         text = "\n".join(parts)
         if self.out is not None:
             self.out.write_text(text, encoding="utf-8")
-        say(text)
+        say_markdown(text)
 
 
 @dataclass(frozen=True)

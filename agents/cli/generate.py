@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from agents.cli.common import GameChoice, chosen_game, game_for, named_agent, say
+from agents.cli.common import GameChoice, at_least, chosen_game, game_for, named_agent, say, writable_folder
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ class Generate:
         from agents.shards import play_shard
 
         agent = named_agent(self.agent)
+        for option, value, least in (
+            ("--start", self.start, 0),
+            ("--seed", self.seed, 0),
+            ("--batch-size", self.batch_size, 1),
+        ):
+            at_least(option, value, least)
+        writable_folder("--out", self.out)
         path = play_shard(
             game_for(chosen_game(self.game), agent),
             agent,

@@ -47,17 +47,48 @@ def main(args: Sequence[str] | None = None) -> None:
 
         raise SystemExit(train_llm(of_llm))
     command = tyro.cli(Command, prog="deeprec", description="DeepRec as a text environment, and its agents.", args=args)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_BesideBars()])
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it names every request
     try:
         command.run()
     except _user_errors() as error:
         logging.getLogger(__name__).debug("details", exc_info=True)
-        sys.stderr.write(f"deeprec: {' '.join(str(error).split())}\n")
+        _close_bars()
+        _write_line(f"deeprec: {_sentence(error)}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        sys.stderr.write("\ndeeprec: stopped; the same command goes on where it was\n")
+        _close_bars()
+        _write_line("\ndeeprec: stopped; the same command goes on where it was")
         raise SystemExit(130) from None
+
+
+class _BesideBars(logging.Handler):
+    """Writes what is logged to standard error, never into a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _write_line(self.format(record))
+
+
+def _write_line(text: str) -> None:
+    """Write to standard error, on a line of its own where a progress bar is still drawn."""
+    if (tqdm := sys.modules.get("tqdm")) is not None:
+        tqdm.tqdm.write(text, file=sys.stderr)
+    else:
+        sys.stderr.write(f"{text}\n")
+
+
+def _close_bars() -> None:
+    """Leave the progress bars of what has failed as they are; the frames of an error would keep them alive."""
+    if (tqdm := sys.modules.get("tqdm")) is not None:
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
+            bar.close()
+
+
+def _sentence(error: Exception) -> str:
+    """Return what an error says as one line; of a file that cannot be used, which and why."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return " ".join(str(error).split())
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

@@ -1,4 +1,4 @@
-"""`deeprec rewards explain` and `deeprec rewards rescore`."""
+"""`deeprec rewards explain`, `deeprec rewards rescore` and `deeprec rewards tree`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import Positional, subcommand
 
 from agents.cli.common import GameChoice, chosen_game, say
+from agents.cli.tables import say_markdown
 
 if TYPE_CHECKING:
     from agents.evaluate import AgentResult
@@ -71,7 +72,10 @@ class Explain:
         from deeprec_env.config import build_game_config
         from deeprec_env.transcripts import Replayer, read_transcript
 
-        found = read_transcript(self.transcript.read_text(encoding="utf-8"))
+        try:
+            found = read_transcript(self.transcript.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"expected {self.transcript} to hold text, got other bytes: {error}") from None
         world = chosen_game(GameChoice(self.env, self.dataset, self.category)).world
         user = self.user
         if user is None:
@@ -111,15 +115,33 @@ class Rescore:
                 sys.stderr.write(f"{result.header.agent}: {entry.num_left_out} rows without actions are left out\n")
             if self.out is not None:
                 write_rows(entry, self.out)
-        say(render_table(rescored))
+        say_markdown(render_table(rescored))
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Print the terms of a reward by stage, each with its weight and what it pays for."""
+
+    reward: str = "strict"
+    """strict, paper, or a YAML file of fields such as {preset: strict, progress_weight: 0.5}."""
+
+    def run(self) -> None:
+        """Print the tree."""
+        from deeprec_env.rewards.config import build_reward_config
+        from deeprec_env.rewards.explain import render_tree
+
+        say(render_tree(build_reward_config(_reward(self.reward))))
 
 
 @dataclass(frozen=True)
 class Rewards:
-    """Look at rewards after the fact."""
+    """Look at what rewards are made of, and at rewards after the fact."""
 
     command: Annotated[
-        Annotated[Explain, subcommand("explain")] | Annotated[Rescore, subcommand("rescore")], tyro.conf.arg(name="")
+        Annotated[Explain, subcommand("explain")]
+        | Annotated[Rescore, subcommand("rescore")]
+        | Annotated[Tree, subcommand("tree")],
+        tyro.conf.arg(name=""),
     ] = field()
 
     def run(self) -> None:
@@ -128,12 +150,12 @@ class Rewards:
 
 
 def _named_result(results: list[AgentResult], agent: str | None) -> AgentResult:
-    from deeprec_env.errors import unknown_name
+    from agents.evaluate import named_result
 
-    found = [result for result in results if agent is None or result.header.agent == agent]
-    if not found:
-        raise unknown_name("--agent", agent, [result.header.agent for result in results])
-    return found[0]
+    if agent is None:
+        return results[0]
+    name = named_result(agent, [result.header.agent for result in results], what="--agent")
+    return next(result for result in results if result.header.agent == name)
 
 
 def _reward(name: str | None) -> Any:

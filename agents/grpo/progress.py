@@ -10,8 +10,11 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.training_log import METRICS_FILE
+
+__all__ = ["METRICS_FILE", "RunLog", "read_metrics"]
+
 logger = logging.getLogger(__name__)
-METRICS_FILE = "metrics.jsonl"
 
 
 class RunLog:

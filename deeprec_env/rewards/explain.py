@@ -5,6 +5,7 @@ Amounts are those that the episode recorded; reasons come from the functions tha
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from deeprec_env.episode import Episode, Turn
 from deeprec_env.game import Game
 from deeprec_env.protocol import ActionKind
 from deeprec_env.rewards import paper
-from deeprec_env.rewards.config import TERMS
+from deeprec_env.rewards.config import STAGES, TERMS, RewardConfig
 from deeprec_env.rewards.outcome import likeness_by_place
 from deeprec_env.rewards.process import JudgedSearch, Newness
 
@@ -60,6 +61,24 @@ def render_explanation(game: Game, episode: Episode) -> str:
             lines.append(f"  {payment.term:<11}{payment.amount:+.4f}  (so far {payment.total:+.4f})")
             lines += [f"      {reason}" for reason in payment.reasons]
     lines.append(f"--- total reward {episode.reward:+.4f}" + ("" if episode.ended else " (the episode has not ended)"))
+    return "\n".join(lines)
+
+
+def render_tree(config: RewardConfig) -> str:
+    """Return the terms of a configuration by stage as text, each with its weight and what it pays for."""
+    lines = [f"reward, {config.rules} rules"]
+    for stage in STAGES:
+        lines.append(f"  stage {stage}")
+        for term in (term for term in TERMS if stage in term.stages):
+            weight = getattr(config, term.weight_field)
+            is_paid = weight and term.name in config.terms(stage)
+            lines.append(f"    {term.name:<11}{term.weight_field} {weight:g}{'' if is_paid else ' (off)'}")
+            lines.append(f"               {term.description}")
+    weights = {term.weight_field for term in TERMS}
+    rest = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    rest = {name: value for name, value in rest.items() if name not in weights and name != "rules"}
+    lines.append("  thresholds")
+    lines += [f"    {name} {value:g}" for name, value in rest.items()]
     return "\n".join(lines)
 
 

@@ -3,11 +3,14 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from agents.cli import main
+from agents.cli.tables import draw_markdown
 
 SAMPLE = ("--env", "DeepRec-Sample-v0")
 
@@ -62,7 +65,53 @@ def test_play_by_hand_takes_actions_from_the_keyboard() -> None:
     assert "--- end: malformed: no_action" in result.stdout
     left = _run("play", *SAMPLE, text="")
     assert left.returncode == 0, left.stderr
-    assert "the episode was left" in left.stdout
+    assert "the episode was left" in left.stderr
+
+
+def test_play_by_hand_knows_short_forms(tmp_path: Path) -> None:
+    typed = "=1\n/slow noir; 1990s\n= 21\n=3 1\n"
+    result = _run("play", *SAMPLE, "--user-index", "3", text=typed)
+    assert result.returncode == 0, result.stderr
+    assert "expected a search before the recommendation, got '=1'" in result.stderr
+    assert "expected places of the last list, 1 to 20, got '= 21'" in result.stderr
+    found, _, ranked = result.stdout.partition("--- turn 2: recommend")
+    assert "<|begin_of_preference|> slow noir; 1990s <|end_of_preference|>" in found
+    candidates = found.rpartition("<|begin_of_item_list|>\n")[2].split("\n")
+    titles = [line.partition(" ")[2] for line in candidates[:20]]
+    expected = [titles[2], titles[0], titles[1], *titles[3:10]]
+    listed = ranked.partition("<recommendation_list>\n")[2].split("\n")[:10]
+    assert [line.partition(" ")[2] for line in listed] == expected
+    assert "--- the target was: " in ranked
+    (tmp_path / "played.txt").write_text(result.stdout)
+    explained = _run("rewards", "explain", str(tmp_path / "played.txt"), *SAMPLE)
+    assert "turn 1: search 'slow noir; 1990s'" in explained.stdout, explained.stderr
+
+
+def test_the_baseline_may_be_named_without_its_mark(tmp_path: Path) -> None:
+    args = ("--agents", "trm,oracle", "--users", "5", "--baseline", "oracle", "--out", str(tmp_path), "--quiet")
+    result = _run("evaluate", *SAMPLE, *args)
+    assert result.returncode == 0, result.stderr
+    assert "| trm | oracle (sees the target) | 5 |" in result.stdout
+
+
+@pytest.mark.parametrize("width", [30, 60, 200])
+def test_a_table_in_the_terminal_shows_every_cell_whole(width: int) -> None:
+    values = [[f"{agent}.{metric}00 (0.100–0.900)" for metric in range(6)] for agent in range(4)]
+    head = ["Agent", *(f"Metric@{metric}" for metric in range(6))]
+    rows = [head, ["---"] * 7, *([f"one\\|{agent} (sees [it])", *values[agent]] for agent in range(4))]
+    text = "Above.\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n\nBelow."
+    console = Console(width=width, file=StringIO(), color_system=None)
+    draw_markdown(text, console)
+    drawn = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(len(line.rstrip()) <= width for line in drawn.split("\n"))
+    for agent in range(4):
+        assert f"one|{agent}" in drawn
+        assert all(f"{agent}.{metric}00" in drawn for metric in range(6))
+    assert all(name in drawn for name in head)
+    assert drawn.count("(0.100–0.900)") == 24
+    assert "---" not in drawn
+    assert drawn.startswith("Above.")
+    assert drawn.rstrip().endswith("Below.")
 
 
 def test_agents_lists_names_and_what_they_do() -> None:
@@ -101,7 +150,17 @@ def test_csv_files_are_prepared_and_exported(tmp_path: Path, monkeypatch: pytest
         (("evaluate", *SAMPLE, "--agents", "heuristics"), "did you mean 'heuristic'"),
         (("evaluate", *SAMPLE, "--agents", " ,"), "names no agent"),
         (("evaluate", *SAMPLE, "--users", "many"), "--users must be"),
-        (("play", *SAMPLE, "--agent", "trm", "--user-index", "99999"), "user_index"),
+        (("evaluate", *SAMPLE, "--agents", "trm", "--baseline", "heuristic"), "expected --baseline to be one of 'trm'"),
+        (("evaluate", *SAMPLE, "--seed", "-1"), "--seed must be at least 0"),
+        (("evaluate", *SAMPLE, "--batch-size", "0"), "--batch-size must be at least 1"),
+        (("evaluate", *SAMPLE, "--out", "/dev/null"), "expected --out to be a folder, got /dev/null"),
+        (("generate", "trm", *SAMPLE, "--start", "-3"), "--start must be at least 0"),
+        (("play", *SAMPLE, "--agent", "trm", "--user-index", "99999"), "expected --user-index to be in 0..399"),
+        (("play", *SAMPLE, "--user-index", "-1"), "expected --user-index to be in 0..399, got -1"),
+        (("play", *SAMPLE, "--seed", "-1"), "--seed must be at least 0"),
+        (("spread", ".", "."), "got none in ."),
+        (("prepare", "ml-100k", "--interactions", "log.csv"), "expected --interactions with the data set csv only"),
+        (("prepare", "csv", "--interactions", "none.csv", "--items", "none.csv"), "none.csv: no such file"),
         (("prepare", "amazon"), "a category such as"),
         (("prepare", "ml-100k", "--category", "Books"), "expected no category"),
         (("prepare", "ml100k"), "did you mean 'ml-100k'"),

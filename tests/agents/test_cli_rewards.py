@@ -44,6 +44,19 @@ def test_explain_rows_and_what_play_printed(rows: Path, tmp_path: Path, capsys: 
     assert _said(capsys, "explain", str(tmp_path / "played.txt"), *SAMPLE, "--stage", "cold") == said
 
 
+def test_the_tree_names_every_term_with_its_weight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("preset: strict\nhit_weight: 2.5\nprogress_weight: 0\n")
+    said = _said(capsys, "tree", "--reward", str(tmp_path / "mine.yaml"))
+    cold, rec = said.partition("  stage rec\n")[::2]
+    assert "outcome    hit_weight 2.5\n" in rec
+    assert "outcome" not in cold
+    assert "invocation invocation_weight 0.5\n" in cold
+    assert "invocation_weight" not in rec
+    assert said.count("progress   progress_weight 0 (off)\n") == 2
+    assert "min_new_share 0.15" in said
+    assert "similarity_weight 10\n" in _said(capsys, "tree", "--reward", "paper")
+
+
 def test_rescoring_needs_no_torch(rows: Path) -> None:
     code = f"import sys; from agents.cli import main; main(['rewards', 'rescore', {str(rows)!r}])"
     code += "; assert 'torch' not in sys.modules"
@@ -56,6 +69,7 @@ def test_rescoring_needs_no_torch(rows: Path) -> None:
     [
         (("explain", "no-such-file"), "no transcript"),
         (("explain", "{rows}", "--agent", "heuristc"), "did you mean 'heuristic'"),
+        (("explain", "{empty}/bytes", *SAMPLE, "--user", "1"), "to hold text"),
         (("explain", "{rows}", "--user", "400"), "no row"),
         (("rescore", "{rows}", "--reward", "stric"), "did you mean 'strict'"),
         (("rescore", "{empty}"), "expected rows"),
@@ -66,6 +80,7 @@ def test_mistakes(
     rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: tuple[str, ...], said: str
 ) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\xd0")
     with pytest.raises(SystemExit) as exit_info:
         main(["rewards", *(arg.format(rows=rows, empty=tmp_path) for arg in args)])
     assert exit_info.value.code == 2

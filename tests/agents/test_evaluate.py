@@ -121,6 +121,30 @@ def test_a_row_that_was_cut_short_is_played_again(game: Game, tmp_path: Path) ->
     assert len([json.loads(line) for line in lines]) == 4
 
 
+class Scribbler:
+    """Writes what files and terminals trip over: line ends of every kind, half a surrogate pair, control characters."""
+
+    name = "scribbler"
+    text = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\ud800h\x00i\x1b[31m"
+
+    def act(self, episodes: Sequence[EpisodeView]) -> list[str]:
+        return [self.text if view.num_turns else render_search("", reasoning=self.text) for view in episodes]
+
+
+def test_any_text_of_an_agent_is_kept_and_read_again(game: Game, tmp_path: Path) -> None:
+    kept = evaluate(game, [Scribbler()], [0, 1, 2], out=tmp_path).agents[0]
+    assert [row.failure for row in kept.rows] == ["no_action"] * 3
+    assert kept.rows[0].turns[1][0] == Scribbler.text.replace("\ud800", "\ufffd")
+    assert load_results(tmp_path)[0].rows == kept.rows
+    (path,) = (tmp_path / "rows").glob("*.jsonl")
+    path.write_text("".join(f"{line}\n" for line in map(_unescaped, path.read_text().splitlines())))
+    assert load_results(tmp_path)[0].rows == kept.rows, "as files were written before"
+
+
+def _unescaped(line: str) -> str:
+    return json.dumps(json.loads(line), ensure_ascii=False)
+
+
 def _without_seconds(row: UserRow) -> UserRow:
     return dataclasses.replace(row, seconds=0.0)
 

@@ -154,7 +154,10 @@ def test_registry_suggests_the_closest_name() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("heuristic?searches=2", "searches"),
+        ("heuristic?searches=2", "an option of agent 'heuristic' .* got 'searches'; did you mean 'num_searches'"),
+        ("trm?k=2", "expected no option of agent 'trm', got 'k'"),
+        ("trm:runs/a", "expected nothing after the colon of agent 'trm', got 'runs/a'"),
+        ("llm", "expected agent 'llm' with a path, as in llm:PATH, got none"),
         ("no_such_module_at_all:Agent", "cannot import"),
         ("agents.base:Nothing", "has no 'Nothing'"),
         ("agents.play:PlayedEpisode?key=1&episode=2&seconds=3", "must give an agent"),

@@ -43,6 +43,13 @@ def test_a_text_is_played_again(world: World, form: str, show_attributes: bool) 
     assert again.pool == episode.pool
 
 
+def test_texts_do_not_command_the_terminal(world: World) -> None:
+    episode = _played(Game(world, GameConfig()), "a\x1b[2J\x07\x9b\r\tb")
+    drawn = render_transcript(episode, colored=True)
+    assert "a␛[2J␇␛␍\tb" in drawn
+    assert "\x1b[2J" in render_transcript(episode), "files keep what was written"
+
+
 def test_malformed_and_unfinished_texts(world: World) -> None:
     game = Game(world, GameConfig())
     malformed = _played(game, "<think> again")
