@@ -11,7 +11,7 @@ import numpy as np
 
 from deeprec_env.protocol import display_item, render_recommend, render_search
 from trm.data.catalog import normalize_title
-from trm.types import IntArray
+from trm.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from deeprec_env.config import GameConfig
@@ -120,8 +120,8 @@ class EpisodeView:
         return self.__popularity
 
     @property
-    def trend(self) -> IntArray:
-        """int64 [num_items + 1]: how often an item is among the latest training choices of any user; read-only."""
+    def trend(self) -> FloatArray:
+        """float32 [num_items + 1]: an item's share of all users' latest training choices, per thousand; read-only."""
         return self.__game.world.splits.trend
 
     def rng(self) -> np.random.Generator:

@@ -44,7 +44,7 @@ class HeuristicAgent(RuleAgent):
             empty_weight: the weight of the search with an empty preference; every other search has 1.
             rank_offset: above 0; the larger, the more agreement counts and the less the first places.
             recent: how many of the last items are the recent choices.
-            trend_weight: an item scores besides this times log(1 + how often it is among all users' latest choices).
+            trend_weight: besides, an item scores this times log(1 + its share of all users' latest choices, per mille).
             name: how it is called in tables; by default from the options that differ.
 
         Raises:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from trm.data.interactions import Interactions
-from trm.types import IntArray
+from trm.types import FloatArray, IntArray
 
 Split = Literal["train", "valid", "test"]
 
@@ -104,15 +104,16 @@ class LeaveOneOut:
         return np.bincount(np.concatenate(sequences), minlength=self.num_items + 1).astype(np.int64)
 
     @cached_property
-    def trend(self) -> IntArray:
-        """How many users have each item among their LATEST_CHOICES last training items: int64 [num_items + 1].
+    def trend(self) -> FloatArray:
+        """Each item's share of all users' LATEST_CHOICES last training items, per thousand: float32 [num_items + 1].
 
-        A user who took one twice counts twice. Read-only; 0 for PAD.
+        0 for PAD; read-only.
         """
         latest = [self.train_sequence(user)[-LATEST_CHOICES:] for user in range(self.num_users)]
-        counts = np.bincount(np.concatenate(latest), minlength=self.num_items + 1).astype(np.int64)
-        counts.flags.writeable = False
-        return counts
+        counts = np.bincount(np.concatenate(latest), minlength=self.num_items + 1)
+        shares = (1000.0 * counts / counts.sum()).astype(np.float32)
+        shares.flags.writeable = False
+        return shares
 
     def _sequence(self, user_index: int) -> IntArray:
         if not 0 <= user_index < self.num_users:
