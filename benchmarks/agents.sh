@@ -6,11 +6,12 @@
 #   LLM= bash benchmarks/agents.sh "amazon --category Industrial_and_Scientific" "0 1 2"     without the language model
 #
 #   LLM="PRESET OPTIONS"   of agents/llm_grpo.py; "quickstart" if not set, "" leaves the language model out
+#   STAGES="sft cold rec"  of the language model that are played
 #   OUT=runs/agents        where everything is written; what is there is reused
 # Every command is resumable. The environment must be active (source .venv/bin/activate).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-case "${1:-}" in -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+case "${1:-}" in -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 read -ra data <<<"${1:-ml-100k}"
 seeds="${2:-0 1 2}" out="${OUT:-runs/agents}/${data[-1]}"
 read -ra llm <<<"${LLM-quickstart}"
@@ -22,7 +23,7 @@ for seed in $seeds; do
     agents+=",sb3_ppo:$run/sb3_ppo"
     if [ "${#llm[@]}" -gt 0 ]; then
         python agents/llm_grpo.py "${llm[@]}" --dataset "${data[@]}" --seed "$seed" --out "$run/llm"
-        for stage in sft cold rec; do
+        for stage in ${STAGES:-sft cold rec}; do
             # As it was trained, at temperature 1, and a little cooler, where a micro model slips less.
             agents+=",llm:$run/llm/$stage,llm:$run/llm/$stage?temperature=0.7"
         done
