@@ -47,6 +47,17 @@ LOSS_TYPES = {"token": "dapo", "sequence": "grpo", "constant": "dr_grpo"}
 """Our normalizations as TRL calls them."""
 _MAX_TOKENS = 4096
 ADAMW = OptimizerConfig(weight_decay=0.0, max_grad_norm=1.0, betas=(0.9, 0.99))
+_LIKE_OURS: dict[str, Any] = {
+    **{"scale_rewards": "none", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0, "temperature": 1.0},
+    **{"learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "adam_beta2": ADAMW.betas[1]},
+    **{"max_completion_length": _MAX_TOKENS},
+}
+"""TRL's options for the same update."""
+_TRL_IN_FLOAT32: dict[str, Any] = {
+    **{"bf16": False, "gradient_checkpointing": False},
+    **{"report_to": "none", "save_strategy": "no", "logging_steps": 10**6, "disable_tqdm": True},
+}
+"""TRL without what would cost it time here: its defaults are bfloat16 and gradient checkpointing."""
 SIZES: dict[str, dict[str, Any]] = {
     "micro": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4},
     "smollm2-135m": {
@@ -183,9 +194,9 @@ def _run_trl(
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
+    options = {**options, "use_cpu": not torch.cuda.is_available()}
     times, gradients, clock = Times(), [], {"rollouts": 0.0, "inputs": 0.0}
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    group_size = len(groups[0].rollouts)
 
     class Timed(GRPOTrainer):  # type: ignore[misc, valid-type]
         def _prepare_inputs(self, batch: Any) -> Any:
@@ -207,12 +218,7 @@ def _run_trl(
                 between()
 
     def replay(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        found = {
-            "prompt_ids": [list(rollout.trace.prompt_ids) for rollout in rollouts],
-            "completion_ids": [list(rollout.trace.ids) for rollout in rollouts],
-            "logprobs": [list(rollout.trace.logps) for rollout in rollouts],
-            "env_mask": [[int(sampled) for sampled in rollout.trace.loss_mask] for rollout in rollouts],
-        }
+        found = _as_trl_takes_them(rollouts)
         clock["rollouts"] = time.perf_counter()
         return found
 
@@ -220,20 +226,14 @@ def _run_trl(
         return [rollout.reward for rollout in rollouts]
 
     with tempfile.TemporaryDirectory() as folder:
-        config = GRPOConfig(
-            **{"output_dir": folder, "max_steps": num_updates, "num_generations": group_size},
+        sizes = {
+            **{"max_steps": num_updates, "num_generations": len(groups[0].rollouts)},
             **{"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": len(rollouts) // batch_size},
-            **{"scale_rewards": "none", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0, "temperature": 1.0},
-            **{"learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "adam_beta2": ADAMW.betas[1]},
-            **{"max_completion_length": _MAX_TOKENS, **options},
-            # What would cost TRL time here: its defaults are bfloat16 and gradient checkpointing.
-            **{"bf16": False, "gradient_checkpointing": False, "use_cpu": not torch.cuda.is_available()},
-            **{"report_to": "none", "save_strategy": "no", "logging_steps": 10**6, "disable_tqdm": True},
-        )
+        }
         trainer = Timed(
             model=model,
             reward_funcs=reward,
-            args=config,
+            args=GRPOConfig(output_dir=folder, **sizes, **_LIKE_OURS, **_TRL_IN_FLOAT32, **options),
             train_dataset=Dataset.from_list([{"prompt": f"t{2 + number}"} for number in range(len(groups))]),
             processing_class=_tokenizer(int(model.config.vocab_size)),
             rollout_func=replay,
@@ -242,6 +242,15 @@ def _run_trl(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return times, gradients[0]
+
+
+def _as_trl_takes_them(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    return {
+        "prompt_ids": [list(rollout.trace.prompt_ids) for rollout in rollouts],
+        "completion_ids": [list(rollout.trace.ids) for rollout in rollouts],
+        "logprobs": [list(rollout.trace.logps) for rollout in rollouts],
+        "env_mask": [[int(sampled) for sampled in rollout.trace.loss_mask] for rollout in rollouts],
+    }
 
 
 def _tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

@@ -4,7 +4,8 @@
 #   bash examples/csv_to_table.sh log.csv items.csv        log: user_id,item_id,timestamp; items: item_id,title,…
 #   STEPS=4000 FAST=--fast bash examples/csv_to_table.sh …  shorter, to see every step work
 set -euo pipefail
-log="$1" items="$2"
+usage="usage: bash examples/csv_to_table.sh LOG.csv ITEMS.csv"
+log="${1:?$usage}" items="${2:?$usage}"
 deeprec prepare csv --interactions "$log" --items "$items" --name shop
 deeprec train-trm csv:shop ${FAST:-}
 deeprec train sb3_ppo --dataset csv:shop --steps "${STEPS:-400000}" --out runs/shop_ppo

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from agents.base import first_titles, valid_text
 from agents.cli.common import say
@@ -28,7 +28,7 @@ Or write an action as a model does; it ends with the line that holds {" or ".joi
 or with an empty line."""
 
 
-def play_by_hand(game: Game, user: int, split: str, *, colored: bool, typed: TextIO | None = None) -> Episode:
+def play_by_hand(game: Game, user: int, split: str, *, colored: bool) -> Episode:
     """Play an episode by what is typed, print it, and return it, not ended if the input was at its end.
 
     Args:
@@ -36,14 +36,12 @@ def play_by_hand(game: Game, user: int, split: str, *, colored: bool, typed: Tex
         user: a user index.
         split: whose target is looked for.
         colored: whether the transcript has colours.
-        typed: where lines come from; standard input if None.
     """
     episode = game.start(user, split)
     say(render_opening(episode, colored=colored))
     logger.info(HELP)
-    lines = iter(sys.stdin if typed is None else typed)
     while not episode.ended:
-        action = _next_action(lines, lambda line: expand(line, game, episode))
+        action = _next_action(sys.stdin, lambda line: expand(line, game, episode))
         if action is None:
             logger.info("--- no more input; the episode was left")
             break
@@ -72,7 +70,7 @@ def expand(line: str, game: Game, episode: Episode) -> str | None:
     return render_recommend(titles, reasoning="I rank what I like best first.")
 
 
-def _next_action(lines: Iterator[str], expanded: Callable[[str], str | None]) -> str | None:
+def _next_action(lines: Iterable[str], expanded: Callable[[str], str | None]) -> str | None:
     """Return the next action, which may be several lines; None if there are no more."""
     written: list[str] = []
     for line in lines:

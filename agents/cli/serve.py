@@ -175,6 +175,8 @@ def _config(data: ServedData, port: int, *, max_body_bytes: int = 8 * 2**20) -> 
     from trm.retrievers import TOKEN_VARIABLE, service_token
     from trm.service import ServiceConfig
 
+    if not 0 <= port < 2**16:
+        raise ValueError(f"--port must be within 0 and {2**16 - 1}, got {port}")
     token = service_token()
     if token is None and data.host not in _LOOPBACK:
         logger.warning("%s is open to other machines without a token; set %s to ask for one", data.host, TOKEN_VARIABLE)

@@ -5,6 +5,7 @@ Environments are not kept: at a checkpoint all episodes start anew, by seeds tha
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 from pathlib import Path
@@ -21,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.base import AgentError
 from agents.sb3.config import ALGORITHMS, CHECKPOINT_FOLDER, POLICY_FILE, Algorithm, RunCard, TrainConfig
 from agents.sb3.policies import MaskedActorCritic, MaskedDQNPolicy
+from deeprec_env.errors import unknown_name
 from deeprec_env.numeric_views.base import NumericView
 from trm.data.storage import written_folder
 
@@ -35,6 +37,10 @@ def build_model(config: TrainConfig, env: VecEnv) -> BaseAlgorithm:
     """
     cls = getattr(stable_baselines3, config.rules.class_name)
     settings = {**config.rules.settings, **config.settings}
+    known = list(inspect.signature(cls).parameters)
+    for name in config.settings:
+        if name not in known:
+            raise unknown_name(f"a setting of {config.rules.class_name}", name, known)
     try:
         model: BaseAlgorithm = cls(
             _policy_class(config.rules, config.view_name), env, seed=config.seed, device="cpu", **settings

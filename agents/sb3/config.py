@@ -45,6 +45,14 @@ class Algorithm:
         return "buffer_size" in self.settings
 
 
+_OFF_POLICY: Mapping[str, Any] = {
+    "buffer_size": 100_000,
+    "learning_starts": 5_000,
+    "batch_size": 256,
+    "learning_rate": 3e-4,
+    "train_freq": 1,
+    "gamma": 1.0,
+}
 ALGORITHMS: Mapping[str, Algorithm] = {
     "sb3_ppo": Algorithm(
         "PPO",
@@ -67,16 +75,11 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         views=("menu",),
         num_envs=64,
         settings={
-            "buffer_size": 100_000,
-            "learning_starts": 5_000,
-            "batch_size": 256,
-            "learning_rate": 3e-4,
-            "train_freq": 1,
+            **_OFF_POLICY,
             "gradient_steps": 4,
             "target_update_interval": 2_000,
             "exploration_fraction": 0.4,
             "exploration_final_eps": 0.05,
-            "gamma": 1.0,
         },
     ),
     "sb3_sac": Algorithm(
@@ -85,13 +88,8 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         views=("vector",),
         num_envs=64,
         settings={
-            "buffer_size": 100_000,
-            "learning_starts": 5_000,
-            "batch_size": 256,
-            "learning_rate": 3e-4,
-            "train_freq": 1,
+            **_OFF_POLICY,
             "gradient_steps": 2,
-            "gamma": 1.0,
         },
     ),
 }

@@ -58,7 +58,6 @@ def train(config: TrainConfig, game: Game, out: Path, *, progress: bool = False)
         )
     env = ViewVecEnv(card.build_view(game), config.size, split=config.split, users=config.users)
     model = restore_checkpoint(out, config, env)
-    card.save(out)
     if model is None:
         model = build_model(config, env)
     elif model.num_timesteps >= config.steps:
@@ -66,6 +65,7 @@ def train(config: TrainConfig, game: Game, out: Path, *, progress: bool = False)
         return model.num_timesteps
     else:
         logger.info("%s: going on after step %d", out, model.num_timesteps)
+    card.save(out)  # only now: options that are refused leave the folder free for the right ones
     env.seed(_seed(config.seed, model.num_timesteps))
     model.set_logger(Logger(folder=None, output_formats=[]))
     log = RunLog(out, stage=game.config.stage, first_step=model.num_timesteps + 1)

@@ -159,6 +159,7 @@ def test_csv_files_are_prepared_and_exported(tmp_path: Path, monkeypatch: pytest
         (("play", *SAMPLE, "--user-index", "-1"), "expected --user-index to be in 0..399, got -1"),
         (("play", *SAMPLE, "--seed", "-1"), "--seed must be at least 0"),
         (("spread", ".", "."), "got none in ."),
+        (("serve", "recall", "--dataset", "sample", "--port", "99999"), "--port must be within 0 and 65535"),
         (("prepare", "ml-100k", "--interactions", "log.csv"), "expected --interactions with the data set csv only"),
         (("prepare", "csv", "--interactions", "none.csv", "--items", "none.csv"), "none.csv: no such file"),
         (("prepare", "amazon"), "a category such as"),

@@ -20,7 +20,7 @@ from agents.play import play  # noqa: E402
 from agents.registry import make_agent  # noqa: E402
 from agents.sb3 import trainer  # noqa: E402
 from agents.sb3.checkpoint import build_model  # noqa: E402
-from agents.sb3.config import ALGORITHMS, RunCard, TrainConfig  # noqa: E402
+from agents.sb3.config import ALGORITHMS, RUN_FILE, RunCard, TrainConfig  # noqa: E402
 from agents.sb3.trainer import train  # noqa: E402
 from agents.sb3.vec_env import ViewVecEnv  # noqa: E402
 from agents.sb3_agent import PpoAgent  # noqa: E402
@@ -221,8 +221,9 @@ def test_mistakes(game: Game, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         TrainConfig("sb3_pp")
     with pytest.raises(ValueError, match="--view to be menu for sb3_dqn"):
         TrainConfig("sb3_dqn", view="vector")
-    with pytest.raises(ValueError, match="expected settings of PPO"):
+    with pytest.raises(ValueError, match=r"expected a setting of PPO .* got 'n_step'; did you mean 'n_steps'"):
         train(_config(settings={"n_step": 8}), game, tmp_path / "a")
+    assert not (tmp_path / "a" / RUN_FILE).exists(), "the folder is free for the right options"
     with pytest.raises(AgentError, match="no trained policy"):
         PpoAgent.build(str(tmp_path / "nowhere"))
     train(_config(steps=32), game, tmp_path / "b")
