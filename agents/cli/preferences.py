@@ -16,8 +16,9 @@ from agents.cli.common import dataset_ref, say
 class Preferences:
     """Let a language model write preferences for the recommender to train on (`deeprec train-trm --preferences FILE`).
 
-    It is asked about items, and about the beginnings of users' training sequences. What names a target's title is left
-    out and counted. Every answer is kept as it comes; the same command asks for what is missing.
+    It is asked about items, and about the beginnings of users' training sequences. What names a target's title, does
+    not fit the item or is no preference at all is left out and counted by kind. Every answer is kept as it comes; the
+    same command asks for what is missing.
     """
 
     dataset: Positional[str]
@@ -38,6 +39,11 @@ class Preferences:
     """The file; by default one of the model's own beside the prepared data."""
     seed: int = 0
     """Of the choice of users, and of sampling."""
+    min_fit: float = 0.7
+    """A text for an item must fit it better than this share of the catalogue, by the text encoder; 0 takes all. Of the
+    recommender's own texts for one attribute, 0.7 takes three in four."""
+    encoder: str = "all-minilm-l6-v2"
+    """The text encoder that judges; as of `deeprec train-trm`."""
     batch_size: int = 64
     """Questions that are handed to the model at a time."""
     quiet: bool = False
@@ -50,13 +56,18 @@ class Preferences:
                 raise ValueError(f"{option} must be at least 0, got {value}")
         if self.texts < 1 or self.batch_size < 1:
             raise ValueError(f"--texts and --batch-size must be at least 1, got {self.texts} and {self.batch_size}")
+        if not 0 <= self.min_fit <= 1:
+            raise ValueError(f"--min-fit must be from 0 to 1, got {self.min_fit}")
+        from agents.preferences.fit import FitJudge
         from agents.preferences.models import make_text_model
         from agents.preferences.prompts import choose_subjects
         from agents.preferences.writing import preferences_file, write_preferences
         from trm.data.prepare import prepare_dataset
+        from trm.prepare_trm import load_cached_encoder
 
         ref = dataset_ref(self.dataset, self.category)
         dataset = prepare_dataset(ref)
+        judge = FitJudge(dataset, load_cached_encoder(self.encoder), min_fit=self.min_fit) if self.min_fit else None
         model = make_text_model(self.model)
         out = self.out or preferences_file(ref.key, model.name)
         report = write_preferences(
@@ -67,6 +78,7 @@ class Preferences:
             count=self.texts,
             seed=self.seed,
             batch_size=self.batch_size,
+            judge=judge,
             progress=not self.quiet,
         )
         left_out = ", ".join(f"{reason} {count}" for reason, count in sorted(report.left_out.items())) or "none"

@@ -9,9 +9,10 @@ listing   a line of a catalogue, with its bars or a year in brackets
 title     names the target, or what comes later in a person's sequence
 shown     names what the person was shown to have chosen
 talk      speaks to whoever asks, or announces what comes
-copied    a wish or a title of the examples, or words of the question
+copied    a title of the examples, three words in a row of one of their wishes, or words of the question
 loop      says the same again and again
 repeated  stands in the answer already
+unfit     says of an item what would fit too many others better, where a FitJudge is asked
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from agents.preferences.prompts import EXAMPLE_TITLES, EXAMPLE_WISHES, INSTRUCTI
 from trm.written_preferences import Prefix, hidden_titles, names_title
 
 if TYPE_CHECKING:
+    from agents.preferences.fit import FitJudge
     from trm.data.dataset import Dataset
 
 MAX_CHARS = 300
@@ -35,7 +37,7 @@ _LOOP_WORDS = 8
 _LOOP_SHARE = 0.5
 """A line with a smaller share of different words is a loop."""
 _COPIED_WORDS = 3
-"""So many words of the question in a row may not be a whole wish."""
+"""So many words in a row are copied: of an example's wish anywhere, of the question as a whole wish."""
 
 _ALPHABETS = frozenset({"LATIN", "CYRILLIC"})
 """No word has letters of both; units and product names mix others."""
@@ -62,7 +64,15 @@ class Answer:
     """How many of the lines that were read were left out, by reason; see above."""
 
 
-def read_answer(text: str, subject: int | Prefix, dataset: Dataset, *, count: int, cut: bool = False) -> Answer:
+def read_answer(
+    text: str,
+    subject: int | Prefix,
+    dataset: Dataset,
+    *,
+    count: int,
+    cut: bool = False,
+    judge: FitJudge | None = None,
+) -> Answer:
     """Return the first `count` wishes of an answer; what is none, or gives a target's title away, is counted.
 
     Args:
@@ -71,6 +81,7 @@ def read_answer(text: str, subject: int | Prefix, dataset: Dataset, *, count: in
         dataset: items and users.
         count: wishes at most; further lines are not read.
         cut: whether the answer ran into its limit, so that its last line is a piece.
+        judge: refuses wishes that do not fit an item; those for a person's beginning are not judged.
     """
     hidden, shown = hidden_titles(subject, dataset), _shown_titles(subject, dataset)
     texts: list[str] = []
@@ -81,6 +92,8 @@ def read_answer(text: str, subject: int | Prefix, dataset: Dataset, *, count: in
             break
         is_piece = cut and place == len(lines) - 1
         reason = "cut" if is_piece else _reason_against(wish, texts, hidden=hidden, shown=shown)
+        if reason is None and judge and not isinstance(subject, Prefix) and not judge.fits(wish, subject):
+            reason = "unfit"
         if reason is None:
             texts.append(wish)
         else:
@@ -120,8 +133,14 @@ def _reason_against(wish: str, texts: Sequence[str], *, hidden: Sequence[str], s
 
 def _is_copied(wish: str, words: Sequence[str]) -> bool:
     said = " ".join(words)
+    if said in _COPIED or any(run in _COPIED for run in _runs(words)):
+        return True
     of_question = len(words) >= _COPIED_WORDS and f" {said} " in _INSTRUCTIONS
-    return of_question or said in _COPIED or any(names_title(wish, title) for title in EXAMPLE_TITLES)
+    return of_question or any(names_title(wish, title) for title in EXAMPLE_TITLES)
+
+
+def _runs(words: Sequence[str]) -> list[str]:
+    return [" ".join(words[start : start + _COPIED_WORDS]) for start in range(len(words) - _COPIED_WORDS + 1)]
 
 
 def _is_garbled(wish: str) -> bool:
@@ -139,5 +158,5 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-_COPIED = frozenset(" ".join(_words(wish)) for wish in EXAMPLE_WISHES)
+_COPIED = frozenset(said for words in map(_words, EXAMPLE_WISHES) for said in (" ".join(words), *_runs(words)))
 _INSTRUCTIONS = f" {' '.join(_words(INSTRUCTIONS))} "

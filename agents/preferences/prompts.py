@@ -34,18 +34,18 @@ _EXAMPLES = (
             item="The Lampkeeper's Widow (1987) | Drama, Mystery; 1980s | A woman takes over a lighthouse and finds "
             "letters that nobody was to read."
         ),
-        ("a slow mystery by the sea", "sad drama", "someone finds out a family secret", "quiet films of the 1980s"),
+        ("slow lighthouse mystery", "sad drama", "a widow reads forgotten letters", "quiet 1980s films"),
     ),
     (
         _FOR_ITEM.format(item="Brannock Hex Bit Set, 12 Pieces, Magnetic | Hand Tools; Brannock"),
-        ("bits for a cordless driver", "hand tools", "small magnetic tools to mend furniture", "things by Brannock"),
+        ("cordless driver bits", "hand tools", "small magnetic tools to mend furniture", "things by Brannock"),
     ),
     (
         _FOR_PREFIX.format(
             items="Nine to Never (1994) | Comedy; 1990s\nThe Wrong Umbrella (1996) | Comedy, Romance; 1990s\n"
             "Paris on a Tuesday (1991) | Comedy, Romance; 1990s"
         ),
-        ("a comedy with two people who fall in love", "light films of the 1990s", "funny", "clever talk and romance"),
+        ("office comedy with clever talk", "light 1990s films", "funny, never sad", "lovers who miss each other"),
     ),
 )
 """Subjects that are in no catalogue, and what may be asked for; the first `count` wishes are shown."""

@@ -24,6 +24,7 @@ from trm.errors import DataFormatError
 from trm.written_preferences import FORMAT, Prefix, check_header, read_subject
 
 if TYPE_CHECKING:
+    from agents.preferences.fit import FitJudge
     from trm.data.dataset import Dataset
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def write_preferences(
     count: int = 3,
     seed: int = 0,
     batch_size: int = 64,
+    judge: FitJudge | None = None,
     progress: bool = False,
 ) -> WritingReport:
     """Ask the model about the subjects that the file does not hold yet, and return what was done.
@@ -73,6 +75,7 @@ def write_preferences(
         count: texts a subject at most.
         seed: of engines' sampling.
         batch_size: questions that are handed to the model at a time.
+        judge: refuses what does not fit its item.
         progress: whether to show a bar.
 
     Raises:
@@ -94,7 +97,8 @@ def write_preferences(
         with tqdm(total=len(missing), desc=f"preferences by {model.name}", disable=not progress) as bar:
             for start in range(0, len(missing), batch_size):
                 batch = missing[start : start + batch_size]
-                for subject, answer in _answers(dataset, model, batch, count=count, seed=seed, report=report):
+                answers = _answers(dataset, model, batch, count=count, seed=seed, judge=judge, report=report)
+                for subject, answer in answers:
                     stream.write(json.dumps(_record(subject, answer)) + "\n")
                     stream.flush()
                     bar.update()
@@ -108,6 +112,7 @@ def _answers(
     *,
     count: int,
     seed: int,
+    judge: FitJudge | None,
     report: WritingReport,
 ) -> Iterator[tuple[int | Prefix, Answer]]:
     """Yield every subject once, with what was written for it; one without a text is asked about again."""
@@ -117,7 +122,7 @@ def _answers(
         pending = []
         for reply in model.answer(questions):
             subject = reply.asked.subject
-            answer = read_answer(reply.text, subject, dataset, count=count, cut=reply.is_cut)
+            answer = read_answer(reply.text, subject, dataset, count=count, cut=reply.is_cut, judge=judge)
             report.num_asked += 1
             report.left_out.update(answer.left_out)
             if not answer.texts and attempt + 1 < _ATTEMPTS:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 
 from agents.preferences.answers import read_answer
+from agents.preferences.fit import FitJudge
 from agents.preferences.prompts import EXAMPLE_TITLES, ask
-from tests.trm.worlds import colour_world
+from tests.trm.worlds import COLOURS, SHAPES, colour_world
+from trm.types import FloatArray
 from trm.written_preferences import Prefix
 
 WORLD = colour_world(num_users=20)
@@ -49,7 +54,8 @@ def test_of_a_person_neither_what_comes_later_nor_what_was_shown_is_named() -> N
         ("Here are three wishes", "talk"),
         ("Wishes they may have:", "talk"),
         ("The answer is red", "talk"),
-        ("a slow mystery by the sea", "copied"),
+        ("Sad drama", "copied"),
+        ("a thriller, but a widow reads it", "copied"),
         ("like The Wrong Umbrella", "copied"),
         ("What had they typed?", "copied"),
         ("red and red and red and red and", "loop"),
@@ -88,14 +94,49 @@ def test_the_piece_at_which_an_answer_was_cut_is_no_wish() -> None:
 
 @pytest.mark.parametrize("subject", [7, Prefix(0, 3)])
 def test_the_examples_of_a_question_are_answers_as_they_should_be(subject: int | Prefix) -> None:
-    """Were they not marked as copied, every line would be taken; and the last one is of the subject's own sort."""
+    """All that speaks against them is where they come from; and the last one is of the subject's own sort."""
     messages = ask(subject, WORLD, count=3, seed=0).messages
     assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 3, "user"]
     assert messages[-3]["content"].splitlines()[0] == messages[-1]["content"].splitlines()[0]
     for message in messages[2:-1:2]:
         answer = read_answer(message["content"], subject, WORLD, count=3)
         assert answer.left_out == {"copied": 3}
-        for number, line in enumerate(message["content"].splitlines()):
-            changed = read_answer(f"{line} please", subject, WORLD, count=3)
-            assert len(changed.texts) == 1, number
     assert len(EXAMPLE_TITLES) == 5
+
+
+class Words:
+    """Encodes a text as the colours and shapes in it."""
+
+    name, dim = "words", len(COLOURS) + len(SHAPES)
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        rows = np.array([[word in text for word in (*COLOURS, *SHAPES)] for text in texts], dtype=np.float32)
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("wish", "share"),
+    [
+        ("blue", (48 + 12 / 2) / 60),  # it fits 48 items less well, and all 12 blue ones alike
+        ("blue and square", (56 + 4 / 2) / 60),
+        ("green and square", (32 + 24 / 2) / 60),  # 4 have both; 8 only green and 16 only square, of which it is one
+        ("red", (0 + 48 / 2) / 60),
+        ("nothing that counts", 1 / 2),
+    ],
+)
+def test_the_share_of_items_that_a_wish_fits_less_well(wish: str, share: float) -> None:
+    """Item 7 is blue and square."""
+    judge = FitJudge(WORLD, Words(), min_fit=0.7)
+    assert judge.share(wish, 7) == pytest.approx(share)
+    assert judge.fits(wish, 7) == (share >= 0.7)
+
+
+def test_what_does_not_fit_its_item_is_left_out_and_a_person_is_not_judged() -> None:
+    judge = FitJudge(WORLD, Words(), min_fit=0.7)
+    said = "- red things\n- blue things\n- things that are square"
+    answer = read_answer(said, 7, WORLD, count=3, judge=judge)
+    assert answer.texts == ("blue things", "things that are square")
+    assert answer.left_out == {"unfit": 1}
+    assert len(read_answer(said, Prefix(0, 3), WORLD, count=3, judge=judge).texts) == 3
+    with pytest.raises(ValueError, match=r"expected min_fit from 0 to 1, got 1\.5"):
+        FitJudge(WORLD, Words(), min_fit=1.5)

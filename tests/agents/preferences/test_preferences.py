@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from transformers import AutoTokenizer
 
 from agents.base import AgentError
 from agents.chat_client import BudgetSpent
@@ -18,6 +19,7 @@ from agents.preferences.models import ChatModel, EngineModel, Reply, make_text_m
 from agents.preferences.prompts import Asked, ask, choose_subjects
 from agents.preferences.writing import WritingReport, preferences_file, write_preferences
 from tests.agents.endpoints import Endpoint
+from tests.agents.grpo.pretrained_models import save_pretrained_model
 from tests.trm.worlds import colour_world
 from trm.data.dataset import save_dataset
 from trm.errors import DataFormatError
@@ -150,6 +152,14 @@ def test_an_endpoint_writes_many_at_a_time(tmp_path: Path) -> None:
     assert endpoint.requests[0]["max_tokens"] == 256
 
 
+def test_an_endpoints_answer_that_ran_into_its_limit_is_cut() -> None:
+    choice = {"message": {"content": "- red\n- gre"}, "finish_reason": "length"}
+    endpoint = Endpoint(fault=lambda number: httpx.Response(200, json={"choices": [choice]}))
+    model = ChatModel("http://e/v1", transport=endpoint.transport)
+    (reply,) = model.answer([ask(1, WORLD, count=2, seed=0)])
+    assert (reply.text, reply.is_cut) == ("- red\n- gre", True)
+
+
 def test_a_budget_ends_the_writing_and_a_larger_one_goes_on(tmp_path: Path) -> None:
     transport = WishEndpoint().transport
     with pytest.raises(BudgetSpent):
@@ -190,6 +200,15 @@ def test_an_engine_of_the_project_writes(tmp_path: Path) -> None:
     assert len(tokenizer(seen[-1])["input_ids"]) <= 12
 
 
+def test_an_engines_answer_that_ran_into_its_limit_is_cut_and_a_model_goes_without_the_tags(tmp_path: Path) -> None:
+    folder = save_pretrained_model(tmp_path / "hub")
+    model = make_text_model(f"hf:{folder}?max_tokens=4")
+    (reply,) = model.answer([ask(1, WORLD, count=2, seed=0)])
+    assert isinstance(model, EngineModel)
+    assert len(model._tokenizer) == len(AutoTokenizer.from_pretrained(folder))
+    assert reply.is_cut
+
+
 def test_a_policy_on_disk_is_a_model(tmp_path: Path) -> None:
     from agents.grpo.policy import PolicyConfig, build_policy, save_policy
     from agents.grpo.tokenizer import train_tokenizer
@@ -222,7 +241,8 @@ def test_the_command_writes_beside_the_prepared_data(
     monkeypatch.setenv("DEEPREC_HOME", str(tmp_path))
     save_dataset(WORLD, tmp_path / "datasets" / "ml-1m")
     monkeypatch.setattr("agents.preferences.models.make_text_model", lambda spec: Scripted())
-    main(["preferences", "ml-1m", "--model", "any", "--items", "3", "--users", "2", "--quiet"])
+    command = ["preferences", "ml-1m", "--model", "any", "--items", "3", "--users", "2", "--quiet"]
+    main([*command, "--min-fit", "0"])
     out = preferences_file("ml-1m", "scripted")
     assert out == tmp_path / "preferences" / "ml-1m" / "scripted.jsonl"
     assert len(out.read_text().splitlines()) == 6
@@ -230,6 +250,10 @@ def test_the_command_writes_beside_the_prepared_data(
     said = capsys.readouterr().out
     assert "5 answers, 10 texts; lines left out: none; 0 subjects without a text, 0 known already" in said
     assert f"deeprec train-trm ml-1m --preferences {out}" in said
-    with pytest.raises(SystemExit):
-        main(["preferences", "ml-1m", "--model", "any", "--texts", "0"])
-    assert "must be at least 1" in capsys.readouterr().err
+    judged = [*command, "--encoder", "hashing-64", "--min-fit", "1", "--out", str(tmp_path / "judged.jsonl")]
+    main(judged)  # nothing fits better than every item, itself included
+    assert "11 answers, 4 texts; lines left out: unfit 18; 3 subjects without a text" in capsys.readouterr().out
+    for option, said in (("--texts", "must be at least 1"), ("--min-fit", "must be from 0 to 1, got 2.0")):
+        with pytest.raises(SystemExit):
+            main([*command, option, "0" if option == "--texts" else "2"])
+        assert said in capsys.readouterr().err
