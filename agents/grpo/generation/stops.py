@@ -22,14 +22,13 @@ class TurnStops:
 
 
 def turn_stops(tokenizer: PreTrainedTokenizerBase) -> TurnStops:
-    """Return what ends a turn: the two closing tags, and the end of text."""
-    ids, strings = set(), []
-    for tag in STOP_STRINGS:
-        found = encode(tokenizer, tag)
-        if len(found) == 1:
-            ids.update(found)
-        else:
-            strings.append(tag)
+    """Return what ends a turn: the two closing tags, and the end of text.
+
+    Encoding never gives a token that holds a tag beside other text, but a byte-level BPE learns such tokens from
+    dialogues, and a policy can sample them: they end a turn as the tag does.
+    """
+    strings = [tag for tag in STOP_STRINGS if len(encode(tokenizer, tag)) > 1]
+    ids = {number for token, number in tokenizer.get_vocab().items() if any(tag in token for tag in STOP_STRINGS)}
     if tokenizer.eos_token_id is not None:
         ids.add(int(tokenizer.eos_token_id))
     return TurnStops(frozenset(ids), tuple(strings))

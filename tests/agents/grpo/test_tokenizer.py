@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from agents.grpo.generation.stops import turn_stops
 from agents.grpo.tokenizer import decode, encode, stop_token_ids, train_tokenizer
 from deeprec_env.protocol import PREFERENCE_END, RECOMMENDATION_END, SPECIAL_TOKENS, display_item, render_items
 
@@ -46,6 +47,16 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
 def test_turns_stop_at_the_closing_tags() -> None:
     stops = stop_token_ids(TOKENIZER)
     assert {*encode(TOKENIZER, PREFERENCE_END), *encode(TOKENIZER, RECOMMENDATION_END)} < stops
+
+
+def test_a_token_that_holds_a_closing_tag_ends_the_turn() -> None:
+    dialogue = f"I look. {PREFERENCE_END}, then more.\n"
+    tokenizer = train_tokenizer([dialogue] * 50, vocab_size=400)
+    holding = {i for i in range(len(tokenizer)) if PREFERENCE_END in decode(tokenizer, [i])}
+    assert len(holding) > 1, "the BPE has learnt tokens around the tag"
+    stops = turn_stops(tokenizer)
+    assert holding | stop_token_ids(tokenizer) == stops.ids
+    assert stops.strings == ()
 
 
 def test_training_is_deterministic() -> None:
