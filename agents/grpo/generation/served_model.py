@@ -77,8 +77,10 @@ class ServedModel:
                 raise ServerError(f"the vLLM server at {self._client.url} {problem}", start)
 
     def _command(self, policy: Policy) -> str:
+        folder = policy.model.name_or_path or "POLICY_FOLDER"
+        folder = str(Path(folder).absolute()) if Path(folder).is_dir() else folder
         return (
-            f"VLLM_SERVER_DEV_MODE=1 vllm serve {policy.model.name_or_path or 'POLICY_FOLDER'} --dtype {self._dtype} "
+            f"VLLM_SERVER_DEV_MODE=1 vllm serve {folder} --dtype {self._dtype} "
             f"--max-model-len {policy.max_length} --generation-config vllm --worker-extension-cls {_EXTENSION}"
         )
 

@@ -179,7 +179,8 @@ class VllmClient:
                 await asyncio.sleep(self._retry.wait_s(attempt, self._rng))
         raise ServerError(
             f"no vLLM server answers at {self.url} ({problem})",
-            "see that it runs there and that no firewall is between, then start the same command again",
+            "see that it runs there (docs/training.md says how) and that no firewall is between, then start the same "
+            "command again",
         )
 
 

@@ -121,13 +121,16 @@ class VllmServerGenerator:
                 self._take(*self._arrived.get(), lost)
                 while not self._arrived.empty():
                     self._take(*self._arrived.get(), lost)
+            reasons = ", ".join(sorted(set(lost.values())))
             if lost:
-                self._say_lost(lost)
-            if self._ended and not self._pending:
+                self._check_alive(reasons)
+            if not self._pending and (lost or self._ended):
                 self._served.check_weights(self._pushed)
         except ServerError:
             self.abandon()
             raise
+        if lost:
+            raise EngineError(f"the vLLM server gave up {len(lost)} requests ({reasons})", keys=list(lost))
         ended, self._ended = self._ended, []
         return ended
 
@@ -186,15 +189,13 @@ class VllmServerGenerator:
         except RequestLost as error:
             lost[key] = str(error)
 
-    def _say_lost(self, lost: dict[int, str]) -> None:
-        """Raise: EngineError if the server lives, for then the others go on."""
-        reasons = ", ".join(sorted(set(lost.values())))
+    def _check_alive(self, reasons: str) -> None:
+        """Make sure that a server which gave up requests, for these reasons, lives, so that the others can go on."""
         if not self._client.is_healthy():
             raise ServerError(
                 f"the vLLM server at {self._client.url} has died ({reasons})",
                 "start it anew there, then start the same command again",
             )
-        raise EngineError(f"the vLLM server gave up {len(lost)} requests ({reasons})", keys=list(lost))
 
 
 def _completion(choice: Any) -> Completion:

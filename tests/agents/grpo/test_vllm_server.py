@@ -274,8 +274,12 @@ def test_an_engine_that_dies_behind_its_server(generator: VllmServerGenerator, f
 
 
 def test_a_server_that_was_started_anew_is_found_out(generator: VllmServerGenerator, fake: FakeVllm) -> None:
-    """It answers as before, from the weights that lie on its disk."""
+    """It answers as before, from the weights that lie on its disk; also where the last request is a lost one."""
     fake.receiver.pushed_weights = ""
+    fake.before = lambda body: (500, {}) if body["seed"] == 1 else None
+    generator.submit([GenerationRequest(0, [30, 31], 1)], SamplingParams(2, NEVER))
+    with pytest.raises(ServerError, match="other weights than it was given"):
+        generator.collect()
     with pytest.raises(ServerError, match=r"other weights than it was given: .*let it serve this run alone"):
         generator.generate([GenerationRequest(0, [30, 31], 0)], SamplingParams(2, NEVER))
 
