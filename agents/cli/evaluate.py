@@ -129,6 +129,8 @@ class Report:
 
         runs = [log for run in (self.folder, *self.runs) for log in load_run_logs(run)]
         path = self.folder / PAGE_FILE
+        if self.users:
+            logger.info("%s: playing the saved actions again for its transcripts", path)
         write_page(results, runs, path, differences=differences, max_users=self.users)
         logger.info("%s: open it in a browser", path)
 
