@@ -38,9 +38,9 @@ deeprec evaluate --dataset ml-100k --agents "$agents" --users "$users" --out "$o
 step 4 "the LLM agent: SFT, then GRPO in stages cold and rec"
 python agents/llm_grpo.py quickstart --out "$out/llm" $fast
 step 5 "the table"
-for stage in sft cold rec; do
-    deeprec evaluate --dataset ml-100k --agents "llm:$out/llm/$stage?temperature=0.7" --users "$([ -n "$fast" ] && echo 100 || echo 400)" --out "$out"
-done
+policies="" users=$([ -n "$fast" ] && echo 100 || echo 400)
+for stage in sft cold rec; do policies+="${policies:+,}llm:$out/llm/$stage?temperature=0.7"; done
+deeprec evaluate --dataset ml-100k --agents "$policies" --users "$users" --out "$out"
 deeprec report "$out"
 
 cat <<NEXT
