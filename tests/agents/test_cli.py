@@ -114,6 +114,16 @@ def test_a_table_in_the_terminal_shows_every_cell_whole(width: int) -> None:
     assert drawn.rstrip().endswith("Below.")
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "agents.cli", "rewards", "tree"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
 def test_agents_lists_names_and_what_they_do() -> None:
     result = _run("agents")
     assert result.returncode == 0, result.stderr
