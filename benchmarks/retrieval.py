@@ -33,7 +33,9 @@ from trm.model import SteerConfig, SteerTRM
 from trm.preferences import PreferenceWriter
 from trm.retriever import TRMRetriever
 from trm.text_encoder import MINILM, NO_TEXT, CachedEncoder, load_encoder
-from trm.train import TrainConfig, _Run, train_trm
+from trm.train import train_trm
+from trm.train_config import TrainConfig
+from trm.training_run import TrainingRun
 from trm.types import FloatArray, IntArray, RetrievalQuery, TextEncoder
 from trm.wordllama import WORDLLAMA
 
@@ -282,7 +284,7 @@ def ids(args: Args) -> str:
     num_epochs = args.epochs or TrainConfig().max_epochs
     config = TrainConfig(max_epochs=num_epochs)
     with tempfile.TemporaryDirectory() as folder:
-        run = _Run(dataset, load_encoder(NO_TEXT), config, folder=Path(folder))
+        run = TrainingRun(dataset, load_encoder(NO_TEXT), config, folder=Path(folder))
         seconds = []
         while not run.finished:
             seconds.append(run.train_epoch()["time/epoch_s"])

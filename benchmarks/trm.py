@@ -23,7 +23,9 @@ from trm.evaluate import KINDS, PreferenceKind, find_row, preference_texts, spli
 from trm.metrics import recall_at_k, standard_error
 from trm.prepare_trm import load_cached_encoder
 from trm.retriever import ranks_of
-from trm.train import METRICS_FILE, TrainConfig, item_text_vectors, train_trm
+from trm.train import METRICS_FILE, train_trm
+from trm.train_config import TrainConfig
+from trm.training_run import item_text_vectors
 from trm.types import TextEncoder
 
 NOTES = "## Notes"

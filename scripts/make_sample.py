@@ -133,7 +133,8 @@ def _train(dataset: Dataset, out: Path) -> None:
     from trm.evaluate import render_metrics
     from trm.frozen import load_frozen
     from trm.text_encoder import HashingEncoder
-    from trm.train import TrainConfig, train_trm
+    from trm.train import train_trm
+    from trm.train_config import TrainConfig
 
     config = TrainConfig(dropout=0.2)
     with tempfile.TemporaryDirectory() as draft:

@@ -104,7 +104,8 @@ def prepare_trm(
         except (CheckpointError, DatasetNotPrepared) as error:
             reason = str(error)
         _log.warning("training the TRM of %s again: %s", ref.key, reason)
-    from trm.train import TrainConfig, train_trm  # torch, which loading does without
+    from trm.train import train_trm  # torch, which loading does without
+    from trm.train_config import TrainConfig
 
     config = TrainConfig(max_epochs=FAST_EPOCHS) if fast else TrainConfig()
     encoder = load_cached_encoder(encoder_name or (MINILM if dataset.catalog.has_texts else NO_TEXT))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trm.train import item_text_vectors
+from trm.training_run import item_text_vectors
 
 if TYPE_CHECKING:
     from trm.data.dataset import Dataset

@@ -17,8 +17,10 @@ from trm.frozen import load_frozen
 from trm.prepare_trm import load_trm, prepare_trm, trm_folder
 from trm.retriever import TRMRetriever
 from trm.text_encoder import HashingEncoder
-from trm.train import AGREEMENTS, TrainConfig, _Run, train_trm
+from trm.train import train_trm
+from trm.train_config import TrainConfig
 from trm.training_data import PreferenceMix, TrainingData
+from trm.training_run import AGREEMENTS, TrainingRun
 from trm.types import RetrievalQuery
 
 SMALL = TrainConfig(dim=16, hidden_dim=32, max_history=10, max_epochs=3, batch_size=16)
@@ -61,7 +63,7 @@ def test_training_is_deterministic_and_resumes_to_the_same_weights(tmp_path: Pat
     before = torch.random.get_rng_state()
     train_trm(world, ENCODER, SMALL, out=tmp_path / "whole", progress=False)
     assert torch.equal(before, torch.random.get_rng_state())
-    killed = _Run(world, ENCODER, SMALL, folder=tmp_path / "resumed.training")
+    killed = TrainingRun(world, ENCODER, SMALL, folder=tmp_path / "resumed.training")
     killed.train_epoch()
     assert killed.epoch == 1
     metrics = train_trm(world, ENCODER, SMALL, out=tmp_path / "resumed", progress=False)
@@ -75,12 +77,12 @@ def test_training_is_deterministic_and_resumes_to_the_same_weights(tmp_path: Pat
 def test_a_checkpoint_of_another_config_or_a_damaged_one_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     world = colour_world(num_users=30)
     folder = tmp_path / "x.training"
-    _Run(world, ENCODER, SMALL, folder=folder).train_epoch()
-    other = _Run(world, ENCODER, TrainConfig(dim=8, hidden_dim=32, max_epochs=3), folder=folder)
+    TrainingRun(world, ENCODER, SMALL, folder=folder).train_epoch()
+    other = TrainingRun(world, ENCODER, TrainConfig(dim=8, hidden_dim=32, max_epochs=3), folder=folder)
     other.resume()
     assert other.epoch == 0
     (folder / "checkpoint.pt").write_bytes(b"cut")
-    run = _Run(world, ENCODER, SMALL, folder=folder)
+    run = TrainingRun(world, ENCODER, SMALL, folder=folder)
     run.resume()
     assert run.epoch == 0
     assert "damaged" in caplog.text
@@ -97,9 +99,9 @@ def test_tensorboard_events_are_written(tmp_path: Path):
 def test_the_agreement_is_the_one_that_validates_best_if_that_gains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float
 ):
-    monkeypatch.setattr("trm.train.WORTHWHILE", gain)
+    monkeypatch.setattr("trm.training_run.WORTHWHILE", gain)
     config = replace(SMALL, max_epochs=5, learning_rate=1e-2)
-    run = _Run(colour_world(), ENCODER, config, folder=tmp_path / "x.training")
+    run = TrainingRun(colour_world(), ENCODER, config, folder=tmp_path / "x.training")
     while not run.finished:
         run.train_epoch()
     chosen = run.calibrated_model()
@@ -115,7 +117,7 @@ def test_the_agreement_is_the_one_that_validates_best_if_that_gains(
 
 
 def test_an_epoch_tells_its_losses_and_validates_every_kind(tmp_path: Path):
-    figures = _Run(colour_world(num_users=20), ENCODER, SMALL, folder=tmp_path / "x.training").train_epoch()
+    figures = TrainingRun(colour_world(num_users=20), ENCODER, SMALL, folder=tmp_path / "x.training").train_epoch()
     kinds = [figures[f"valid/ndcg_at_10_{kind}"] for kind in KINDS]
     assert figures["valid/score"] == pytest.approx(np.exp(np.log(kinds).mean()))
     assert {name for name in figures if name.startswith("loss/")} == {"loss/own", "loss/mixture", "loss/gate"}
@@ -127,7 +129,7 @@ def test_preferences_in_training_leave_the_historys_own_loss_alone(tmp_path: Pat
     losses = []
     for mix in (PreferenceMix(), PreferenceMix(empty=1.0, vague=0.0, one=0.0, some=0.0, other=0.0)):
         config = replace(SMALL, mix=mix, dropout=0.0, text_dropout=0.0)
-        run = _Run(world, ENCODER, config, folder=tmp_path / "x.training")
+        run = TrainingRun(world, ENCODER, config, folder=tmp_path / "x.training")
         (batch, *_) = run._data.batches(np.random.default_rng(0), batch_size=8, max_positions=10**9)
         losses.append(run._step(batch))
     assert losses[0]["loss/own"] == pytest.approx(losses[1]["loss/own"])
@@ -136,7 +138,9 @@ def test_preferences_in_training_leave_the_historys_own_loss_alone(tmp_path: Pat
 
 def test_a_small_data_set_is_trained_in_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sizes = []
-    run = _Run(colour_world(num_users=80), ENCODER, replace(SMALL, batch_size=64), folder=tmp_path / "x.training")
+    run = TrainingRun(
+        colour_world(num_users=80), ENCODER, replace(SMALL, batch_size=64), folder=tmp_path / "x.training"
+    )
     monkeypatch.setattr(run, "_step", lambda batch: sizes.append(len(batch.items)) or {"loss/own": 0.0})
     assert run._data.num_windows == 80
     run.train_epoch()

@@ -17,8 +17,10 @@ from trm.frozen import load_frozen
 from trm.prepare_trm import prepare_trm, trm_folder
 from trm.retriever import TRMRetriever
 from trm.text_encoder import HashingEncoder
-from trm.train import TrainConfig, _Run, train_trm
+from trm.train import train_trm
+from trm.train_config import TrainConfig
 from trm.training_data import PreferenceMix, TrainingData
+from trm.training_run import TrainingRun
 from trm.types import RetrievalQuery
 from trm.written_preferences import Prefix, WrittenPreferences
 
@@ -80,9 +82,9 @@ def test_words_that_only_the_written_texts_hold_are_learned(tmp_path: Path) -> N
 def test_a_checkpoint_belongs_to_the_texts(tmp_path: Path) -> None:
     world = colour_world(num_users=30)
     config = TrainConfig(dim=16, hidden_dim=32, max_epochs=3)
-    _Run(world, ENCODER, config, folder=tmp_path, written=made_up(world)).train_epoch()
+    TrainingRun(world, ENCODER, config, folder=tmp_path, written=made_up(world)).train_epoch()
     for written, epoch in ((made_up(world), 1), (None, 0), (dataclasses.replace(made_up(world), fingerprint="2"), 0)):
-        run = _Run(world, ENCODER, config, folder=tmp_path, written=written)
+        run = TrainingRun(world, ENCODER, config, folder=tmp_path, written=written)
         run.resume()
         assert run.epoch == epoch
 
