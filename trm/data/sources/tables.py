@@ -11,6 +11,8 @@ from trm.data.sources.assemble import EventLog
 from trm.data.sources.lines import parse_time, read_lines
 from trm.errors import DataFormatError
 
+_SEPARATORS = (";", "\t", ",", "|")
+
 
 class Table:
     """A table whose rows are read as they are asked for; its header is read at once."""
@@ -37,6 +39,12 @@ class Table:
             self.header = [name.strip() for name in next(self._rows)]
         except (StopIteration, csv.Error) as error:
             raise DataFormatError(f"{path}:1: expected a header, got an empty file or a bad line") from error
+        other = next((mark for mark in _SEPARATORS if len(self.header) == 1 and mark in self.header[0]), None)
+        if other is not None:
+            raise DataFormatError(
+                f"{path}:1: expected columns split by {separator!r}, got one column that holds {other!r}; "
+                f"write the file anew with {separator!r} between the columns"
+            )
 
     def column(self, names: Sequence[str]) -> int | None:
         """Return the place of the first of these columns that there is; case does not matter."""
@@ -69,7 +77,9 @@ class Table:
                 elif fields:
                     raise DataFormatError(f"{where}: expected {num_fields} fields, got {len(fields)}")
         except csv.Error as error:
-            raise DataFormatError(f"{self.path}:{self._num_lines}: expected a row of a table, got {error}") from error
+            raise DataFormatError(
+                f"{self.path}:{self._num_lines}: expected a row of a table, got {error}; does a quote lack its end?"
+            ) from error
 
     def _counted(self, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
         for number, line in lines:

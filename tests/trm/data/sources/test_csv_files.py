@@ -67,7 +67,9 @@ def test_attributes_may_be_chosen_and_files_gzipped(files):
         (0, INTERACTIONS + "7,x1,nan\n", r"log\.csv:6: expected a Unix time"),
         (0, INTERACTIONS + "7,x1,1e999\n", r"log\.csv:6: expected a Unix time"),
         (1, ITEMS + ",No id,,,,\n", r"items\.csv:7: expected the id of an item"),
-        (1, ITEMS + '"never closed', r"items\.csv:7: expected a row of a table"),
+        (0, INTERACTIONS.replace(",", ";"), r"log\.csv:1: expected columns split by ',', got one column that holds"),
+        (1, ITEMS.replace(",", "\t"), r"items\.csv:1: expected columns split by ',', got one column that holds"),
+        (1, ITEMS + '"never closed', r"items\.csv:7: expected a row of a table, .* does a quote lack its end"),
     ],
 )
 def test_errors_name_file_and_line(files, which, text, message):
