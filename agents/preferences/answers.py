@@ -43,6 +43,8 @@ _ALPHABETS = frozenset({"LATIN", "CYRILLIC"})
 """No word has letters of both; units and product names mix others."""
 
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+")
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_NUMBER = re.compile(rf"\b(?:{'|'.join(_NUMBERS)})\b", re.IGNORECASE)
 _EDGES = " \t,;*_`\"'“”"
 """Around a wish, and no part of it."""
 _WORD = re.compile(r"\w+")
@@ -121,14 +123,23 @@ def _reason_against(wish: str, texts: Sequence[str], *, hidden: Sequence[str], s
         "garbled": lambda: _is_garbled(wish),
         "length": lambda: len(wish) > MAX_CHARS or len(words) > MAX_WORDS,
         "listing": lambda: _LISTING.search(wish) is not None,
-        "title": lambda: any(names_title(wish, title) for title in hidden),
-        "shown": lambda: any(names_title(wish, title) for title in shown),
+        "title": lambda: any(_gives_away(wish, title) for title in hidden),
+        "shown": lambda: any(_gives_away(wish, title) for title in shown),
         "talk": lambda: _TALK.search(wish) is not None,
         "copied": lambda: _is_copied(wish, words),
         "loop": lambda: len(words) >= _LOOP_WORDS and len(set(words)) < _LOOP_SHARE * len(words),
         "repeated": lambda: any(_words(text) == words for text in texts),
     }
     return next((reason for reason, holds in reasons.items() if holds()), None)
+
+
+def _gives_away(wish: str, title: str) -> bool:
+    """Return whether the title is named, be its numbers written in digits or in words: "12 Monkeys"."""
+    return names_title(wish, title) or names_title(_in_digits(wish), _in_digits(title))
+
+
+def _in_digits(text: str) -> str:
+    return _NUMBER.sub(lambda match: str(_NUMBERS.index(match[0].casefold())), text)
 
 
 def _is_copied(wish: str, words: Sequence[str]) -> bool:

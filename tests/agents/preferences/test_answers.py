@@ -92,6 +92,11 @@ def test_the_piece_at_which_an_answer_was_cut_is_no_wish() -> None:
     assert read_answer(said, 7, WORLD, count=3).texts == ("red things", "something gre")
 
 
+def test_a_title_is_known_whether_its_numbers_are_digits_or_words() -> None:
+    assert read_answer("like widget seven\nseven widgets", 7, WORLD, count=3).left_out == {"title": 1}
+    assert read_answer("like widget eight", 7, WORLD, count=3).left_out == {}
+
+
 @pytest.mark.parametrize("subject", [7, Prefix(0, 3)])
 def test_the_examples_of_a_question_are_answers_as_they_should_be(subject: int | Prefix) -> None:
     """All that speaks against them is where they come from; and the last one is of the subject's own sort."""
