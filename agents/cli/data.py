@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,8 +50,8 @@ class Prepare:
         from trm.data.sources.assemble import render_report
 
         ref, csv = self._ref_and_files()
-        logging.getLogger("trm.data.sources").setLevel(logging.WARNING)  # the account is printed below
-        dataset = prepare_dataset(ref, filters=self._filters(ref), csv=csv)
+        with _quiet("trm.data.sources"):  # the account is printed below
+            dataset = prepare_dataset(ref, filters=self._filters(ref), csv=csv)
         say(render_report(dataset.report))
         num_users, num_items = dataset.interactions.num_users, dataset.catalog.num_items
         say(f"{ref.key}: {num_users} users, {num_items} items; in {prepared_folder(ref)}")
@@ -148,3 +150,15 @@ class TrainTRM:
         folder = trm_folder(ref)
         say(render_metrics(json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))))
         say(f"{ref.key}: the recommender is in {folder}")
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep what this logger and those below it say, warnings aside, to themselves for a while."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
