@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,7 +23,7 @@ from agents.play import play
 from agents.registry import make_agent
 from deeprec_env.game import Game
 from tests.agents.grpo.worlds import TINY, build_game, build_tiny_policy, teacher_episodes
-from tests.services.processes import free_port
+from tests.agents.vllm_serving import served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -64,51 +56,18 @@ def url(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     policy.tokenizer.save_pretrained(folder)
     (folder / "chat.jinja").write_text(TEMPLATE)
     options = ["--served-model-name", "micro", "--chat-template", str(folder / "chat.jinja"), "--max-model-len", "512"]
-    with _served(folder, *options, log=folder / "server.log") as address:
-        yield address
+    options += ["--max-num-seqs", "16"]
+    with served(folder, *options, log=folder / "server.log") as address:
+        yield f"{address}/v1"
 
 
 @pytest.fixture(scope="module")
 def smollm2_url(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """SmolLM2-135M-Instruct with the chat template of its own."""
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with _served(smollm2, "--served-model-name", "smollm2", "--max-model-len", "1024", log=log) as address:
-        yield address
-
-
-@contextmanager
-def _served(folder: Path, *options: str, log: Path) -> Iterator[str]:
-    """Run vLLM's own server on a model, and yield its address."""
-    port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--dtype", "float32", "--max-num-seqs", "16", "--enforce-eager", *options]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            command, env={**os.environ, **environment}, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        _wait(process, f"http://127.0.0.1:{port}/health", log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=60)
-
-
-def _wait(process: subprocess.Popen[bytes], address: str, log: Path, timeout_s: float = 300.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text(encoding="utf-8", errors="replace")[-3000:]
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
-    raise TimeoutError(f"{address} was not ready in {timeout_s} s: {log.read_text(errors='replace')[-3000:]}")
+    options = ("--served-model-name", "smollm2", "--max-model-len", "1024", "--max-num-seqs", "16")
+    with served(smollm2, *options, log=log) as address:
+        yield f"{address}/v1"
 
 
 def test_a_policy_plays_through_the_server_as_it_does_here(game: Game, policy: Policy, url: str) -> None:

@@ -2,13 +2,6 @@
 
 import copy
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +26,8 @@ from agents.grpo.trainer import StageSetup, train_stage
 from agents.llm_agent import PolicyCard
 from deeprec_env.game import Game
 from tests.agents.grpo.worlds import TINY, build_game, build_tiny_policy, teacher_episodes
-from tests.services.processes import ROOT, free_port
+from tests.agents.vllm_serving import served
+from tests.services.processes import ROOT
 
 NEVER: frozenset[int] = frozenset()
 """No stop tokens."""
@@ -54,54 +48,19 @@ def policy(game: Game) -> Policy:
 
 @pytest.fixture(scope="module")
 def url(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("served"), free_port()
+    folder = tmp_path_factory.mktemp("served")
     save_policy(policy, folder)
     extension = f"{WeightReceiver.__module__}.{WeightReceiver.__qualname__}"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--generation-config", "vllm"]
-    command += ["--max-model-len", str(policy.max_length), "--worker-extension-cls", extension, "--enforce-eager"]
-    command += ["--max-num-seqs", "32", "--block-size", "32", "--no-enable-chunked-prefill"]
+    options = ["--max-model-len", str(policy.max_length), "--worker-extension-cls", extension, "--max-num-seqs", "32"]
+    options += ["--generation-config", "vllm", "--block-size", "32", "--no-enable-chunked-prefill"]
     environment = {
         "VLLM_SERVER_DEV_MODE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "passive",
         "PYTHONPATH": str(ROOT),
     }
-    log = folder / "server.log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            command, env={**os.environ, **environment}, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        _wait(process, f"http://127.0.0.1:{port}/health", log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the server and its engine; one that is just starting on a busy machine is slow to take notice."""
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=30)
-
-
-def _wait(process: subprocess.Popen[bytes], address: str, log: Path, timeout_s: float = 500.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text(encoding="utf-8", errors="replace")[-3000:]
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
-    raise TimeoutError(f"{address} was not ready in {timeout_s} s: {log.read_text(errors='replace')[-3000:]}")
+    with served(folder, *options, log=folder / "server.log", environment=environment) as address:
+        yield address
 
 
 @pytest.fixture
