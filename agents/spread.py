@@ -29,6 +29,8 @@ class Spread:
     split: str
     num_users: int
     """The fewest of any seed."""
+    same_users: bool
+    """Whether every seed was played by the same users."""
     means: Mapping[str, tuple[float, ...]]
     """By metric the mean over users of each seed, in the order of the folders."""
 
@@ -67,6 +69,7 @@ def spread_of(seeds: Sequence[Sequence[AgentResult]]) -> list[Spread]:
             dataset=same[0].header.dataset,
             split=same[0].header.split,
             num_users=min(len(result.rows) for result in same),
+            same_users=len({frozenset(row.user_index for row in result.rows) for result in same}) == 1,
             means=_means(same),
         )
         for same in _matched(seeds)
@@ -102,7 +105,11 @@ def render_spread(spreads: Sequence[Spread]) -> str:
     for spread in spreads:
         cells = [f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" for values in spread.means.values()]
         lines.append(f"| {spread.agent} | {spread.num_seeds} | {spread.num_users} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n\nMean over the seeds ± the standard deviation between them.\n"
+    note = "\n\nMean over the seeds ± the standard deviation between them."
+    mixed = [f"*{spread.agent}*" for spread in spreads if not spread.same_users]
+    if mixed:
+        note += f" Other users played in another seed, and add to the deviation, of: {', '.join(mixed)}."
+    return "\n".join(lines) + note + "\n"
 
 
 def render_pooled(differences: Sequence[PooledDifference]) -> str:

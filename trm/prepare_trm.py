@@ -92,6 +92,7 @@ def prepare_trm(
         ValueError: if no encoder has the name.
         TRMError: if torch, transformers or the text encoder's weights are missing.
     """
+    reason = ""
     if (trm_folder(ref) / _MARKER).is_file():
         try:
             frozen = load_trm(ref, dataset)
@@ -103,12 +104,13 @@ def prepare_trm(
                 return frozen
         except (CheckpointError, DatasetNotPrepared) as error:
             reason = str(error)
+    encoder = load_cached_encoder(encoder_name or (MINILM if dataset.catalog.has_texts else NO_TEXT))
+    if reason:
         _log.warning("training the TRM of %s again: %s", ref.key, reason)
     from trm.train import train_trm  # torch, which loading does without
     from trm.train_config import TrainConfig
 
     config = TrainConfig(max_epochs=FAST_EPOCHS) if fast else TrainConfig()
-    encoder = load_cached_encoder(encoder_name or (MINILM if dataset.catalog.has_texts else NO_TEXT))
     train_trm(dataset, encoder, config, out=trm_folder(ref), progress=progress, log_dir=log_dir, written=written)
     stamp = {"name": dataset.name, "fingerprint": dataset.fingerprint}
     if written is not None:

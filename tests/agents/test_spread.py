@@ -25,6 +25,17 @@ def test_a_spread_is_the_standard_deviation_between_the_seeds_means() -> None:
     assert (spread.num_seeds, spread.num_users) == (3, 2)
 
 
+def test_a_spread_over_other_users_says_so() -> None:
+    seeds = [
+        [_result("a", {0: 1.0, 1: 2.0}), _result("b", {0: 1.0, 1: 2.0})],
+        [_result("a", {1: 2.0, 2: 9.0}), _result("b", {1: 2.0, 0: 1.0})],
+    ]
+    spreads = spread_of(seeds)
+    assert [spread.same_users for spread in spreads] == [False, True]
+    assert "Other users played in another seed, and add to the deviation, of: *a*." in render_spread(spreads)
+    assert "Other users" not in render_spread(spreads[1:])
+
+
 def test_only_agents_of_all_folders_are_shown() -> None:
     both = [[_result("a", {0: 1.0}), _result("b", {0: 1.0})], [_result("a", {0: 1.0})]]
     assert [spread.agent for spread in spread_of(both)] == ["a"]

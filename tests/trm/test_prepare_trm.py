@@ -79,6 +79,19 @@ def test_another_encoder_trains_again() -> None:
     assert prepare_trm(REF, world, progress=False, fast=True, encoder_name=NO_TEXT).encoder_name == NO_TEXT
 
 
+def test_an_unknown_encoder_is_refused_before_anything_is_announced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = colour_world(num_users=20)
+    prepare_trm(REF, world, progress=False, fast=True)
+    monkeypatch.setattr("trm.prepare_trm.load_encoder", load_encoder)
+    caplog.clear()
+    with pytest.raises(ValueError, match="got 'foo'"):
+        prepare_trm(REF, world, progress=False, fast=True, encoder_name="foo")
+    assert not caplog.records
+    assert (trm_folder(REF) / "trm.npz").is_file()
+
+
 def test_items_without_texts_train_on_ids_alone() -> None:
     """Nine of ten items follow in their colour, which the ids alone can learn; a preference changes nothing."""
     world = without_texts(colour_world(num_users=40))
