@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Model, Range1d
 from bokeh.models.annotations import Legend, LegendItem, TeeHead, Title, Whisker
-from bokeh.palettes import Category10_10
+from bokeh.palettes import Category20_20
 from bokeh.plotting import figure
 from bokeh.transform import dodge
 
@@ -38,7 +38,8 @@ SMOOTH_FROM = 20
 """A curve with so many points has its rolling mean over a tenth of them drawn boldly."""
 _MAX_LABEL = 28
 _AXES = {dimension.name: dimension.axis for dimension in DIMENSIONS}
-_COLORS = (*Category10_10[4:], *Category10_10[:4])
+_STRONG, _LIGHT = Category20_20[::2], Category20_20[1::2]
+_COLORS = (*_STRONG[4:], *_STRONG[:4], *_LIGHT[4:], *_LIGHT[:4])
 
 
 def color_of(place: int) -> str:
