@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import threading
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -23,9 +24,17 @@ APPROXIMATE_FROM = 200_000
 """Items from which the default is approximate."""
 RECALL = 0.995
 """Share of the exact best 20 that an approximate index is tuned to find; real queries may find a little less."""
+ROWS_IN_CACHE = 64
+"""Queries whose scores are looked through at once: few enough that what lies beside them is not fetched from memory."""
 
 _SCORES_AT_ONCE = 1 << 26
 """Bounds queries * items of one matrix product, a quarter of a gigabyte of scores."""
+_PLACES = 16
+"""Maxima for each column that is wanted: so many that two of the best seldom fall on one place."""
+_WORD = 8
+"""Columns that are looked at as one 64-bit number."""
+_FEW = 8
+"""Times as many columns as are wanted may reach the threshold; where more do, most are equal."""
 _TUNED_ON = 256
 _TUNED_AT = 20
 _NOISE = 0.5
@@ -122,9 +131,10 @@ class ExactIndex:
             batch_BD = queries_BD[rows]
             scores_BN = np.matmul(batch_BD, self._vectors_ND.T, out=scratch[: len(batch_BD)])
             hide(scores_BN, excluded[rows])
-            ids_BK, scores_BK = best_columns(scores_BN, min(count, num_columns))
-            ids.append(ids_BK)
-            scores.append(scores_BK)
+            for first in range(0, len(batch_BD), ROWS_IN_CACHE):
+                ids_BK, scores_BK = best_columns(scores_BN[first : first + ROWS_IN_CACHE], min(count, num_columns))
+                ids.append(ids_BK)
+                scores.append(scores_BK)
         return np.concatenate(ids), np.concatenate(scores)
 
 
@@ -228,34 +238,45 @@ def overlap(found_BK: IntArray, expected_BK: IntArray) -> float:
 def hide(scores_BN: FloatArray, excluded: Sequence[Sequence[int]]) -> None:
     """Set padding (column 0) and the excluded ids of each row to -inf, in place."""
     scores_BN[:, 0] = -np.inf
-    columns = np.array([item_id for ids in excluded for item_id in ids], dtype=np.int64)
-    scores_BN[np.repeat(np.arange(len(excluded)), [len(ids) for ids in excluded]), columns] = -np.inf
+    lengths = [len(ids) for ids in excluded]
+    columns = np.fromiter(chain.from_iterable(excluded), dtype=np.int64, count=sum(lengths))
+    scores_BN[np.repeat(np.arange(len(excluded)), lengths), columns] = -np.inf
 
 
 def best_columns(scores_BN: FloatArray, count: int) -> tuple[IntArray, FloatArray]:
     """Return columns [B, count] and scores [B, count] of the best of each row, in no order.
 
-    The columns are cut into segments and laid one over the other; the best `count` lie in the `count` places whose
-    maximum over the segments is largest, so that only these are looked at one by one.
+    The columns are cut into segments and laid one over the other: at each place the maximum over the segments. The
+    best `count` reach at least the `count`th largest of these maxima, and few others do.
 
     Args:
         scores_BN: float32 [B, N], not NaN.
         count: in 1..N.
     """
-    num_columns = scores_BN.shape[1]
-    num_segments = int((num_columns / count) ** 0.5)
-    width = num_columns // max(num_segments, 1)
-    if num_segments < 4 or width <= count:
-        columns_BK = np.argpartition(scores_BN, num_columns - count, axis=1)[:, num_columns - count :]
-        return columns_BK, np.take_along_axis(scores_BN, columns_BK, axis=1)
-    covered = width * num_segments
-    peaks_BW = np.empty((len(scores_BN), width), dtype=scores_BN.dtype)
-    for row, peaks in zip(scores_BN, peaks_BW):
-        np.maximum.reduce(row[:covered].reshape(num_segments, width), axis=0, out=peaks)
-    places_BK = np.argpartition(peaks_BW, width - count, axis=1)[:, width - count :]
-    looked_at = (places_BK[:, :, None] + width * np.arange(num_segments)).reshape(len(scores_BN), -1)
-    rest = np.broadcast_to(np.arange(covered, num_columns), (len(scores_BN), num_columns - covered))
-    columns = np.concatenate((looked_at, rest), axis=1)
-    scores = np.take(scores_BN.ravel(), columns + num_columns * np.arange(len(scores_BN))[:, None])
-    best_BK = np.argpartition(scores, scores.shape[1] - count, axis=1)[:, scores.shape[1] - count :]
-    return np.take_along_axis(columns, best_BK, axis=1), np.take_along_axis(scores, best_BK, axis=1)
+    num_rows, num_columns = scores_BN.shape
+    width = _PLACES * count
+    num_segments = num_columns // width
+    if num_segments < 4:
+        return _partitioned(scores_BN, count)
+    segments_BSW = scores_BN[:, : width * num_segments].reshape(num_rows, num_segments, width)
+    least_B1 = np.partition(segments_BSW.max(axis=1), width - count, axis=1)[:, width - count, None]
+    num_words = -(-num_columns // _WORD)
+    reaching = np.zeros((num_rows, num_words * _WORD), dtype=bool)
+    np.greater_equal(scores_BN, least_B1, out=reaching[:, :num_columns])
+    words = np.flatnonzero(reaching.view(np.uint64) != 0)  # eight columns at a glance, as few hold any
+    if len(words) > _FEW * count * num_rows:
+        return _partitioned(scores_BN, count)
+    chosen, places = np.nonzero(reaching.reshape(-1, _WORD)[words])
+    rows, columns = np.divmod(words[chosen] * _WORD + places, num_words * _WORD)
+    num_found_B = np.bincount(rows, minlength=num_rows)
+    slots = np.arange(len(rows)) - (np.cumsum(num_found_B) - num_found_B)[rows]
+    columns_BR = np.zeros((num_rows, num_found_B.max()), dtype=np.int64)
+    scores_BR = np.full(columns_BR.shape, -np.inf, dtype=scores_BN.dtype)
+    columns_BR[rows, slots], scores_BR[rows, slots] = columns, scores_BN[rows, columns]
+    places_BK, best_BK = _partitioned(scores_BR, count)
+    return np.take_along_axis(columns_BR, places_BK, axis=1), best_BK
+
+
+def _partitioned(scores_BN: FloatArray, count: int) -> tuple[IntArray, FloatArray]:
+    columns_BK = np.argpartition(scores_BN, scores_BN.shape[1] - count, axis=1)[:, scores_BN.shape[1] - count :]
+    return columns_BK, np.take_along_axis(scores_BN, columns_BK, axis=1)

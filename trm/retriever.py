@@ -7,6 +7,7 @@ call, so they are kept.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trm.frozen import FrozenTRM
-from trm.index import IndexKind, VectorIndex, build_index, hide
+from trm.index import ROWS_IN_CACHE, IndexKind, VectorIndex, build_index, hide
 from trm.types import Candidates, FloatArray, IntArray, RetrievalQuery, TextEncoder
 
 _MARGIN = 8
@@ -89,8 +90,8 @@ class TRMRetriever:
             scores_XK += trust_X[:, None]
             own = [found[row] for row in rows]
             merged = _merged(
-                np.concatenate((ids_XK, np.stack([ids[: ids_XK.shape[1]] for ids, _ in own])), axis=1),
-                np.concatenate((scores_XK, np.stack([scores[: ids_XK.shape[1]] for _, scores in own])), axis=1),
+                np.concatenate((ids_XK[:, :largest_k], np.stack([ids[:largest_k] for ids, _ in own])), axis=1),
+                np.concatenate((scores_XK[:, :largest_k], np.stack([scores[:largest_k] for _, scores in own])), axis=1),
             )
             for row, ids, scores in zip(rows.tolist(), *merged):
                 found[row] = ids, scores
@@ -162,11 +163,15 @@ class TRMRetriever:
         """
         excluded = [query.history if query.exclude_history else () for query in queries]
         ids_BK, scores_BK = self.index.search(vectors_BD, count + _MARGIN, excluded=excluded)
-        items_BKD = self.frozen.item_vectors[ids_BK].astype(np.float64)
-        exact_BK = np.matmul(items_BKD, vectors_BD.astype(np.float64)[:, :, None])[:, :, 0]
+        rows = [slice(first, first + ROWS_IN_CACHE) for first in range(0, len(queries), ROWS_IN_CACHE)]
+        exact_BK = np.concatenate([self._exact(vectors_BD[block], ids_BK[block]) for block in rows])
         exact_BK[np.isneginf(scores_BK)] = -np.inf
         order_BK = np.lexsort((ids_BK, -exact_BK), axis=1)
         return np.take_along_axis(ids_BK, order_BK, axis=1), np.take_along_axis(exact_BK, order_BK, axis=1)
+
+    def _exact(self, vectors_BD: FloatArray, ids_BK: IntArray) -> NDArray[np.float64]:
+        items_BKD = np.take(self.frozen.item_vectors, ids_BK, axis=0).astype(np.float64)
+        return np.matmul(items_BKD, vectors_BD.astype(np.float64)[:, :, None])[:, :, 0]
 
     def _states(self, histories: Sequence[tuple[int, ...]]) -> FloatArray:
         keys = [history[-self.frozen.max_history :] for history in histories]
@@ -203,6 +208,7 @@ def _merged(ids_BK: IntArray, scores_BK: NDArray[np.float64]) -> _Best:
 
 
 def _candidates(k: int, ids: IntArray, scores: NDArray[np.float64]) -> Candidates:
-    ids, scores = ids[:k], scores[:k]
-    count = int(np.isfinite(scores).sum())
+    count = min(k, len(scores))
+    while count and scores.item(count - 1) == -math.inf:
+        count -= 1
     return Candidates(item_ids=tuple(ids[:count].tolist()), scores=tuple(scores[:count].tolist()))
