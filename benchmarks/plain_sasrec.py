@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm import tqdm
 
 from trm.data.dataset import Dataset
 from trm.metrics import ndcg_at_k
@@ -86,7 +87,7 @@ def train_sasrec(
     model = Sasrec(dataset.catalog.num_items, config)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     best, best_epoch, weights, seconds = -1.0, 0, copy.deepcopy(model.state_dict()), []
-    for epoch in range(config.num_epochs):
+    for epoch in tqdm(range(config.num_epochs), desc=f"a plain SASRec on {dataset.name}"):
         started = time.perf_counter()
         model.train()
         batches = _batches(rng.permutation(users), lengths, config.batch_size, rng)

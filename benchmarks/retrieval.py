@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
+from tqdm import tqdm
 
 from benchmarks.plain_sasrec import SasrecConfig, train_sasrec
 from trm.addret import Addret, AddretConfig
@@ -265,9 +266,7 @@ def trained_metrics(dataset: Dataset, encoder: str, args: Args) -> dict[str, Any
     """Return the test metrics of a TRM that was trained with the encoder."""
     config = TrainConfig() if args.epochs is None else TrainConfig(max_epochs=args.epochs)
     with tempfile.TemporaryDirectory() as folder:
-        return train_trm(
-            dataset, CachedEncoder(load_encoder(encoder), None), config, out=Path(folder, "trm"), progress=False
-        )
+        return train_trm(dataset, CachedEncoder(load_encoder(encoder), None), config, out=Path(folder, "trm"))
 
 
 def encodings_a_second(encoder: TextEncoder, texts: Sequence[str]) -> float:
@@ -286,8 +285,10 @@ def ids(args: Args) -> str:
     with tempfile.TemporaryDirectory() as folder:
         run = TrainingRun(dataset, load_encoder(NO_TEXT), config, folder=Path(folder))
         seconds = []
-        while not run.finished:
-            seconds.append(run.train_epoch()["time/epoch_s"])
+        with tqdm(total=num_epochs, desc=f"training on {dataset.name}") as bar:
+            while not run.finished:
+                seconds.append(run.train_epoch()["time/epoch_s"])
+                bar.update()
         retriever = TRMRetriever(run.best_model(), load_encoder(NO_TEXT))
         examples = split_examples(dataset, "test", max_users=args.ids_users, seed=0)
         ranks = trm_ranks(retriever, examples, [""] * len(examples), exclude_history=False)
