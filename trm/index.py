@@ -29,6 +29,7 @@ ROWS_IN_CACHE = 64
 
 _SCORES_AT_ONCE = 1 << 26
 """Bounds queries * items of one matrix product, a quarter of a gigabyte of scores."""
+_LEAST_SEGMENTS = 4
 _PLACES = 16
 """Maxima for each column that is wanted: so many that two of the best seldom fall on one place."""
 _WORD = 8
@@ -254,10 +255,10 @@ def best_columns(scores_BN: FloatArray, count: int) -> tuple[IntArray, FloatArra
         count: in 1..N.
     """
     num_rows, num_columns = scores_BN.shape
-    width = _PLACES * count
-    num_segments = num_columns // width
-    if num_segments < 4:
+    width = min(_PLACES * count, num_columns // _LEAST_SEGMENTS)
+    if width < 2 * count:
         return _partitioned(scores_BN, count)
+    num_segments = num_columns // width
     segments_BSW = scores_BN[:, : width * num_segments].reshape(num_rows, num_segments, width)
     least_B1 = np.partition(segments_BSW.max(axis=1), width - count, axis=1)[:, width - count, None]
     num_words = -(-num_columns // _WORD)
