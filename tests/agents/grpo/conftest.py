@@ -1,12 +1,15 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
 from agents.grpo.config import SftConfig
-from agents.grpo.policy import save_policy
+from agents.grpo.policy import Policy, save_policy
 from agents.grpo.sft import Phase, encode_episode, train_sft
-from tests.agents.grpo.worlds import build_game, build_tiny_policy, teacher_episodes
+from tests.agents.grpo.worlds import TINY, build_game, build_tiny_policy, teacher_episodes
+
+pytest.register_assert_rewrite("tests.agents.grpo.engine_contract")
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +23,9 @@ def warm_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy = train_sft(policy, [Phase(traces, 20, 8)], config, folder=folder, seed=0, progress=False)
     save_policy(policy, folder / "policy")
     return folder / "policy"
+
+
+@pytest.fixture(scope="module")
+def wide_policy() -> Policy:
+    """One that vLLM can run: its attention on CPUs wants heads of 32 at least."""
+    return build_tiny_policy(build_game(), config=dataclasses.replace(TINY, hidden_size=64))
