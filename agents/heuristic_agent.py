@@ -85,8 +85,6 @@ class HeuristicAgent(RuleAgent):
 
     def conclude(self, view: EpisodeView) -> str:
         """Return the reasoning that stands before the recommendation."""
-        if len(view.turns) == 1:
-            return "I keep the order of the search."
         return f"I rank first what {len(view.turns)} searches agree on."
 
     def _facets(self, view: EpisodeView) -> Iterator[Step]:
