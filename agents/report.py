@@ -6,6 +6,7 @@ Reads what evaluation and trainers have written; computes no metric of its own b
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,8 @@ def _curve(name: str, reward_by_step: dict[float, float]) -> Curve:
 def plot_curves(curves: Sequence[Curve], path: Path) -> None:
     """Write a PNG with one panel a curve: the rewards, their least-squares line and its slope.
 
+    More than three stand in rows, an even number of them in pairs, as runs of two stages come.
+
     Raises:
         ValueError: if there is no curve.
     """
@@ -93,9 +96,14 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.0 * len(curves), 3.6), layout="constrained")
+    num_columns = len(curves) if len(curves) <= 3 else 2 if len(curves) % 2 == 0 else 3
+    num_rows = math.ceil(len(curves) / num_columns)
+    figure = Figure(figsize=(5.0 * num_columns, 3.6 * num_rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for axes in panels[len(curves) :]:
+        axes.set_axis_off()
+    for axes, curve in zip(panels, curves):
         steps, rewards = np.array(curve.steps), np.array(curve.rewards)
         axes.plot(steps, rewards, marker=".", linewidth=1, alpha=0.7, label="mean of the rollouts")
         if steps.size >= MIN_STEPS:

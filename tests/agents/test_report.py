@@ -187,3 +187,10 @@ def test_no_curves_no_picture(tmp_path: Path) -> None:
     assert not (tmp_path / "curves.png").exists()
     with pytest.raises(ValueError, match="no reward curve"):
         plot_curves([], tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize(("num_curves", "shape"), [(1, (1, 1)), (3, (3, 1)), (6, (2, 3)), (7, (3, 3))])
+def test_many_curves_stand_in_rows(num_curves: int, shape: tuple[int, int], tmp_path: Path) -> None:
+    plot_curves([Curve("run", (0, 1), (0.0, 1.0))] * num_curves, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (shape[0] * 600, shape[1] * 432)
