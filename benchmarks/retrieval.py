@@ -327,6 +327,13 @@ HEADINGS: dict[Section, str] = {
 }
 
 
+def _options(section: Section, args: Args) -> str:
+    """Return the options of the command that count for the section and are not as by default."""
+    if section == "million" and args.kinds != Args.kinds:
+        return f" --kinds {' '.join(args.kinds)}"
+    return f" --epochs {args.epochs}" if section in ("encoders", "ids") and args.epochs else ""
+
+
 def main(args: Args) -> None:
     """Measure the sections and write them."""
     measured = {}
@@ -336,7 +343,7 @@ def main(args: Args) -> None:
         text = measures[section](args)
         measured[section] = f"""## {HEADINGS[section]}
 
-`python -m benchmarks.retrieval --sections {section}` on {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads,
+`python -m benchmarks.retrieval --sections {section}{_options(section, args)}` on {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads,
 Python {platform.python_version()}.
 
 {text}"""
