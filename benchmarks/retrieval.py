@@ -343,8 +343,8 @@ def main(args: Args) -> None:
         text = measures[section](args)
         measured[section] = f"""## {HEADINGS[section]}
 
-`python -m benchmarks.retrieval --sections {section}{_options(section, args)}` on {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads,
-Python {platform.python_version()}.
+`python -m benchmarks.retrieval --sections {section}{_options(section, args)}` on {os.cpu_count()} CPU cores,
+{torch.get_num_threads()} threads, Python {platform.python_version()}.
 
 {text}"""
         print(measured[section], flush=True)
