@@ -24,11 +24,11 @@ APPROXIMATE_FROM = 200_000
 """Items from which the default is approximate."""
 RECALL = 0.995
 """Share of the exact best 20 that an approximate index is tuned to find; real queries may find a little less."""
-ROWS_IN_CACHE = 64
-"""Queries whose scores are looked through at once: few enough that what lies beside them is not fetched from memory."""
 
 _SCORES_AT_ONCE = 1 << 26
 """Bounds queries * items of one matrix product, a quarter of a gigabyte of scores."""
+_SCORES_IN_CACHE = 1 << 21
+"""Bounds queries * items whose best are looked for at once: few enough to be read a second time from a cache."""
 _LEAST_SEGMENTS = 4
 _PLACES = 16
 """Maxima for each column that is wanted: so many that two of the best seldom fall on one place."""
@@ -123,6 +123,7 @@ class ExactIndex:
         """See VectorIndex."""
         num_columns = len(self._vectors_ND)
         rows_at_once = min(len(queries_BD), max(1, _SCORES_AT_ONCE // num_columns))
+        rows_in_cache = max(1, _SCORES_IN_CACHE // num_columns)
         scratch: FloatArray | None = getattr(self._kept, "scores", None)
         if scratch is None or len(scratch) < rows_at_once:
             scratch = self._kept.scores = np.empty((rows_at_once, num_columns), dtype=np.float32)
@@ -132,8 +133,8 @@ class ExactIndex:
             batch_BD = queries_BD[rows]
             scores_BN = np.matmul(batch_BD, self._vectors_ND.T, out=scratch[: len(batch_BD)])
             hide(scores_BN, excluded[rows])
-            for first in range(0, len(batch_BD), ROWS_IN_CACHE):
-                ids_BK, scores_BK = best_columns(scores_BN[first : first + ROWS_IN_CACHE], min(count, num_columns))
+            for first in range(0, len(batch_BD), rows_in_cache):
+                ids_BK, scores_BK = best_columns(scores_BN[first : first + rows_in_cache], min(count, num_columns))
                 ids.append(ids_BK)
                 scores.append(scores_BK)
         return np.concatenate(ids), np.concatenate(scores)

@@ -16,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trm.frozen import FrozenTRM
-from trm.index import ROWS_IN_CACHE, IndexKind, VectorIndex, build_index, hide
+from trm.index import IndexKind, VectorIndex, build_index, hide
 from trm.types import Candidates, FloatArray, IntArray, RetrievalQuery, TextEncoder
 
 _MARGIN = 8
 """Extra candidates that are scored again in float64, so that an order never hangs on the shape of a batch."""
+
+_ROWS_AT_ONCE = 64
+"""Queries whose candidates are scored again at once: few enough for their vectors to stay in a cache."""
 
 _Best = tuple[IntArray, NDArray[np.float64]]
 """Ids and scores of a query's best items, best first."""
@@ -163,7 +166,7 @@ class TRMRetriever:
         """
         excluded = [query.history if query.exclude_history else () for query in queries]
         ids_BK, scores_BK = self.index.search(vectors_BD, count + _MARGIN, excluded=excluded)
-        rows = [slice(first, first + ROWS_IN_CACHE) for first in range(0, len(queries), ROWS_IN_CACHE)]
+        rows = [slice(first, first + _ROWS_AT_ONCE) for first in range(0, len(queries), _ROWS_AT_ONCE)]
         exact_BK = np.concatenate([self._exact(vectors_BD[block], ids_BK[block]) for block in rows])
         exact_BK[np.isneginf(scores_BK)] = -np.inf
         order_BK = np.lexsort((ids_BK, -exact_BK), axis=1)
