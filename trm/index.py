@@ -27,7 +27,7 @@ RECALL = 0.995
 
 _SCORES_AT_ONCE = 1 << 26
 """Bounds queries * items of one matrix product, a quarter of a gigabyte of scores."""
-_SCORES_IN_CACHE = 1 << 21
+_SCORES_IN_CACHE = 1 << 20
 """Bounds queries * items whose best are looked for at once: few enough to be read a second time from a cache."""
 _LEAST_SEGMENTS = 4
 _PLACES = 16
