@@ -96,7 +96,7 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    num_columns = len(curves) if len(curves) <= 3 else 2 if len(curves) % 2 == 0 else 3
+    num_columns = 2 if len(curves) % 2 == 0 else min(3, len(curves))
     num_rows = math.ceil(len(curves) / num_columns)
     figure = Figure(figsize=(5.0 * num_columns, 3.6 * num_rows), layout="constrained")
     FigureCanvasAgg(figure)

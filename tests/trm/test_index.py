@@ -83,9 +83,10 @@ def test_threads_do_not_share_their_scores(vectors: FloatArray) -> None:
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.sort(expected))
 
 
-def test_large_batches_are_cut(vectors: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bound", ["_SCORES_AT_ONCE", "_SCORES_IN_CACHE"])
+def test_large_batches_are_cut(vectors: FloatArray, bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = ExactIndex(vectors).search(vectors[1:101], 5, excluded=[(1,)] * 100)
-    monkeypatch.setattr(index_module, "_SCORES_AT_ONCE", 7 * len(vectors))
+    monkeypatch.setattr(index_module, bound, 7 * len(vectors))
     cut, _ = ExactIndex(vectors).search(vectors[1:101], 5, excluded=[(1,)] * 100)
     np.testing.assert_array_equal(np.sort(cut), np.sort(whole))
 

@@ -79,6 +79,8 @@ def test_an_answer_does_not_hang_on_its_batch_or_on_the_caches(retriever: TRMRet
     together = retriever.retrieve(QUERIES)
     alone = [retriever.retrieve([query])[0] for query in QUERIES]
     assert [answer.item_ids for answer in together] == [answer.item_ids for answer in alone]
+    many = retriever.retrieve(QUERIES * 25)  # more than are scored again at once
+    assert many == together * 25
     small = TRMRetriever(retriever.frozen, retriever.encoder, max_cached_histories=1)
     assert [answer.item_ids for answer in small.retrieve(QUERIES * 2)] == [answer.item_ids for answer in together] * 2
     assert len(small._state_by_history) == 1

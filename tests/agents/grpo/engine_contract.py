@@ -27,6 +27,8 @@ from tests.agents.grpo.worlds import build_game, teacher_episodes
 
 NEVER: frozenset[int] = frozenset()
 """No stop tokens."""
+TOLERANCE = 1e-4
+"""Of log-probabilities."""
 
 
 def requests_of(policy: Policy, count: int = 12, *, length: int = 150) -> list[GenerationRequest]:
@@ -40,7 +42,7 @@ def requests_of(policy: Policy, count: int = 12, *, length: int = 150) -> list[G
     ]
 
 
-def assert_agrees(generator: StreamingGenerator, policy: Policy, *, tolerance: float = 1e-4) -> None:
+def assert_agrees(generator: StreamingGenerator, policy: Policy) -> None:
     """Greedy tokens are those of transformers, sampled ones have its log-probabilities."""
     requests, stops = requests_of(policy), stop_token_ids(policy.tokenizer)
     greedy = SamplingParams(24, stops, 0.0)
@@ -55,7 +57,7 @@ def assert_agrees(generator: StreamingGenerator, policy: Policy, *, tolerance: f
             with torch.no_grad():
                 logps = policy.model(ids).logits[0, len(request.ids) - 1 : -1].log_softmax(-1)
             plain = logps[torch.arange(len(completion.ids)), list(completion.ids)]
-            assert np.abs(np.array(completion.logps) - plain.numpy()).max() < tolerance
+            assert np.abs(np.array(completion.logps) - plain.numpy()).max() < TOLERANCE
 
 
 class EngineContract:
@@ -69,14 +71,11 @@ class EngineContract:
         seeded = [dataclasses.replace(request, seed=request.seed + 1000) for request in requests]
         assert all(one.ids != other.ids for one, other in zip(generator.generate(seeded, params), once, strict=True))
 
-    @pytest.mark.parametrize(("scale", "tolerance"), [(0.002, 1e-4), (0.3, 1e-3)])
+    @pytest.mark.parametrize("scale", [0.002, 0.3])
     def test_it_follows_the_weights(
-        self, engine: Engine, generator: StreamingGenerator, wide_policy: Policy, scale: float, tolerance: float
+        self, engine: Engine, generator: StreamingGenerator, wide_policy: Policy, scale: float
     ) -> None:
-        """A small update and a large one; cached prefixes of the old weights and the tied head must not survive.
-
-        The large one lets the logits grow, and with them what float32 leaves uncertain.
-        """
+        """A small update and a large one; cached prefixes of the old weights and the tied head must not survive."""
         moved = Policy(copy.deepcopy(wide_policy.model), wide_policy.tokenizer)
         assert_agrees(generator, wide_policy)
         engine.follow(moved)
@@ -86,9 +85,9 @@ class EngineContract:
                 parameter.add_(scale * noise)
             ids = torch.tensor([requests_of(wide_policy)[0].ids])
             difference = wide_policy.model(ids).logits.log_softmax(-1) - moved.model(ids).logits.log_softmax(-1)
-        assert difference.abs().max() > 100 * tolerance
+        assert difference.abs().max() > 100 * TOLERANCE  # stale weights would show
         generator.weights_changed()
-        assert_agrees(generator, moved, tolerance=tolerance)
+        assert_agrees(generator, moved)
 
     def test_ends_and_limits(self, generator: StreamingGenerator, wide_policy: Policy) -> None:
         every_token = SamplingParams(8, frozenset(range(len(wide_policy.tokenizer))))
